@@ -1,0 +1,36 @@
+# make venv | demo | test | lint | clean.  With a GPU: make venv EXTRAS=test,cuda.
+PYTHON ?= python3
+EXTRAS ?= test
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: venv demo test test-slow lint clean
+.DEFAULT_GOAL := venv
+
+venv: $(STAMP)
+
+# The environment is made once; a newer setup.py only updates it.
+$(STAMP): setup.py
+	@echo "Installing the requirements into $(VENV) (the first time takes some minutes)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python tools/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+# Keeps $(VENV) and results/: nothing that took long to make is removed.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

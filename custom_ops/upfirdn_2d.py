@@ -1,0 +1,180 @@
+"""Resampling of images by FIR filters: pad, upsample, filter, downsample (StyleGAN2, appendix B).
+
+The filter is applied as a true convolution. `data_format` is that of the arguments; the work is done in NHWC,
+the fast layout of CPU convolutions and of tensor cores.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from custom_ops.fused_bias_act import check_impl
+from dnnlib.util import UserError
+
+# With so few channels (images) a dense convolution beats a depthwise one, which vectorizes over channels.
+_FEW_CHANNELS = 4
+
+
+def setup_kernel(k) -> np.ndarray:
+    """The 2-D FIR filter [kh, kw], float32 with sum 1, of a 1-D (separable) or 2-D sequence of taps."""
+    k = np.asarray(k, dtype=np.float32)
+    if k.ndim == 1:
+        k = np.outer(k, k)
+    if k.ndim != 2 or k.size == 0 or np.sum(k) == 0:
+        raise UserError(f'A resampling kernel must be 1-D or 2-D with a non-zero sum. Received shape: {k.shape}')
+    return k / np.sum(k)
+
+
+def _kernel_or_box(k, factor: int) -> np.ndarray:
+    """No kernel means a box: nearest-neighbour upsampling, average pooling."""
+    return setup_kernel([1] * factor if k is None else k)
+
+
+def _to_nhwc(x: tf.Tensor, data_format: str) -> tf.Tensor:
+    if data_format not in ('NCHW', 'NHWC'):
+        raise UserError(f"data_format must be 'NCHW' or 'NHWC'. Received: {data_format!r}")
+    return x if data_format == 'NHWC' else tf.transpose(x, [0, 2, 3, 1])
+
+
+def _from_nhwc(x: tf.Tensor, data_format: str) -> tf.Tensor:
+    return x if data_format == 'NHWC' else tf.transpose(x, [0, 3, 1, 2])
+
+
+def _fir(x: tf.Tensor, k: np.ndarray, stride: int) -> tf.Tensor:
+    """Filters every channel of x [N, H, W, C] with k by VALID convolution, keeping each stride-th pixel."""
+    channels = x.shape[-1]
+    k = k[::-1, ::-1]  # TensorFlow's convolutions are correlations.
+    if channels <= _FEW_CHANNELS:
+        kernel = k[:, :, np.newaxis, np.newaxis] * np.eye(channels, dtype=k.dtype)
+        return tf.nn.conv2d(x, tf.constant(kernel, x.dtype), strides=stride, padding='VALID')
+    kernel = np.tile(k[:, :, np.newaxis, np.newaxis], [1, 1, channels, 1])
+    return tf.nn.depthwise_conv2d(x, tf.constant(kernel, x.dtype), [1, stride, stride, 1], 'VALID')
+
+
+def upfirdn_2d(
+    x: tf.Tensor,       # Input [majorDim, inH, inW, minorDim], NHWC.
+    k,                  # FIR filter [kh, kw], array-like of constants, used as given.
+    upx: int = 1,       # Zero-insertion factor along x, ≥ 1.
+    upy: int = 1,       # Zero-insertion factor along y, ≥ 1.
+    downx: int = 1,     # Keep every downx-th column of the result, ≥ 1.
+    downy: int = 1,     # Keep every downy-th row of the result, ≥ 1.
+    padx0: int = 0,     # Columns of zeros to add on the left of the upsampled image; negative = crop.
+    padx1: int = 0,     # ... on the right.
+    pady0: int = 0,     # Rows of zeros to add at the top; negative = crop.
+    pady1: int = 0,     # ... at the bottom.
+    impl: str = 'auto', # 'ref' = composed of TensorFlow operations, 'auto' = the fastest at hand.
+) -> tf.Tensor:
+    """Upsamples, pads, filters and downsamples a batch of 2-D images, channel by channel.
+
+    Returns [majorDim, outH, outW, minorDim] with outH = (inH·upy + pady0 + pady1 - kh) // downy + 1, outW likewise.
+    Differentiable to any order with respect to `x`. Raises UserError where the arguments do not fit.
+    """
+    check_impl(impl)
+    x = tf.convert_to_tensor(x)
+    k = np.asarray(k)
+    if x.shape.rank != 4 or k.ndim != 2:
+        raise UserError(f'upfirdn_2d expects x of rank 4 and k of rank 2. Received: {x.shape} and {k.shape}')
+    if min(upx, upy, downx, downy) < 1:
+        raise UserError(f'upfirdn_2d expects factors of at least 1. Received: up {upx}x{upy}, down {downx}x{downy}')
+    x, sizes = _zero_insert(x, upy, upx)
+    padded = [size + sum(pads) for size, pads in zip(sizes, [(pady0, pady1), (padx0, padx1)], strict=True)]
+    if any(size is not None and size < taps for size, taps in zip(padded, k.shape, strict=True)):
+        raise UserError(f'upfirdn_2d: the filter {k.shape} is larger than the padded image {tuple(padded)}')
+    x = _pad_or_crop(x, pady0, pady1, padx0, padx1)
+    if downx == downy:
+        return _fir(x, k, downx)
+    return _fir(x, k, 1)[:, ::downy, ::downx]
+
+
+def _zero_insert(x: tf.Tensor, upy: int, upx: int) -> tuple[tf.Tensor, list[int]]:
+    """Puts up - 1 zeros after every pixel. Returns the image and its static height and width."""
+    height, width, channels = x.shape[1:]
+    if upx > 1 or upy > 1:
+        x = tf.reshape(x, [-1, height, 1, width, 1, channels])
+        x = tf.pad(x, [[0, 0], [0, 0], [0, upy - 1], [0, 0], [0, upx - 1], [0, 0]])
+        x = tf.reshape(x, [-1, height * upy, width * upx, channels])
+    return x, [height * upy, width * upx]
+
+
+def _pad_or_crop(x: tf.Tensor, pady0: int, pady1: int, padx0: int, padx1: int) -> tf.Tensor:
+    if max(pady0, pady1, padx0, padx1) > 0:
+        x = tf.pad(x, [[0, 0], [max(pady0, 0), max(pady1, 0)], [max(padx0, 0), max(padx1, 0)], [0, 0]])
+    if min(pady0, pady1, padx0, padx1) < 0:
+        height, width = x.shape[1:3]
+        x = x[:, max(-pady0, 0):height - max(-pady1, 0), max(-padx0, 0):width - max(-padx1, 0)]
+    return x
+
+
+def _resample(x, k, data_format, impl, up=1, down=1, pad0=0, pad1=0):
+    """upfirdn_2d with the same factors and pads along both axes, in either layout."""
+    y = upfirdn_2d(_to_nhwc(tf.convert_to_tensor(x), data_format), k, upx=up, upy=up, downx=down, downy=down,
+                   padx0=pad0, padx1=pad1, pady0=pad0, pady1=pad1, impl=impl)
+    return _from_nhwc(y, data_format)
+
+
+def filter_2d(x: tf.Tensor, k, gain: float = 1, data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
+    """Filters a batch of images with the FIR filter k, keeping their size.
+
+    Args: x [N, C, H, W] or [N, H, W, C]; k taps, 1-D = separable, normalized to sum 1; gain on the signal magnitude.
+    """
+    k = setup_kernel(k) * gain
+    p = k.shape[0] - 1
+    return _resample(x, k, data_format, impl, pad0=(p + 1) // 2, pad1=p // 2)
+
+
+def upsample_2d(x: tf.Tensor, k=None, factor: int = 2, gain: float = 1, data_format: str = 'NCHW',
+                impl: str = 'auto') -> tf.Tensor:
+    """Upsamples a batch of images by an integer factor with the FIR filter k (None = nearest neighbour)."""
+    k = _kernel_or_box(k, factor) * (gain * factor ** 2)
+    p = k.shape[0] - factor
+    return _resample(x, k, data_format, impl, up=factor, pad0=(p + 1) // 2 + factor - 1, pad1=p // 2)
+
+
+def downsample_2d(x: tf.Tensor, k=None, factor: int = 2, gain: float = 1, data_format: str = 'NCHW',
+                  impl: str = 'auto') -> tf.Tensor:
+    """Downsamples a batch of images by an integer factor with the FIR filter k (None = box average)."""
+    k = _kernel_or_box(k, factor) * gain
+    p = k.shape[0] - factor
+    return _resample(x, k, data_format, impl, down=factor, pad0=(p + 1) // 2, pad1=p // 2)
+
+
+def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: float = 1,
+                     data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
+    """upsample_2d followed by a SAME convolution with w, computed as a strided transposed convolution and a filter.
+
+    Args: x [N, C, H, W] or [N, H, W, C]; w [kh, kw, in, out], square; k, gain as upsample_2d.
+    """
+    check_impl(impl)
+    x = _to_nhwc(tf.convert_to_tensor(x), data_format)
+    w, taps = _square_kernel(w, x.dtype)
+    k = _kernel_or_box(k, factor) * (gain * factor ** 2)
+    p = (k.shape[0] - factor) - (taps - 1)
+    height, width = x.shape[1:3]
+    batch = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    # A transposed convolution is a true convolution; the layer means a correlation: flip w.
+    w = tf.transpose(tf.reverse(w, [0, 1]), [0, 1, 3, 2])
+    shape = [batch, (height - 1) * factor + taps, (width - 1) * factor + taps, w.shape[2]]
+    x = tf.nn.conv2d_transpose(x, w, shape, strides=factor, padding='VALID')
+    x = _resample(x, k, 'NHWC', impl, pad0=(p + 1) // 2 + factor - 1, pad1=p // 2 + 1)
+    return _from_nhwc(x, data_format)
+
+
+def conv_downsample_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: float = 1,
+                       data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
+    """A SAME convolution with w followed by downsample_2d, computed as a filter and a strided convolution.
+
+    Args: as upsample_conv_2d.
+    """
+    check_impl(impl)
+    x = _to_nhwc(tf.convert_to_tensor(x), data_format)
+    w, taps = _square_kernel(w, x.dtype)
+    k = _kernel_or_box(k, factor) * gain
+    p = (k.shape[0] - factor) + (taps - 1)
+    x = _resample(x, k, 'NHWC', impl, pad0=(p + 1) // 2, pad1=p // 2)
+    return _from_nhwc(tf.nn.conv2d(x, w, strides=factor, padding='VALID'), data_format)
+
+
+def _square_kernel(w: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, int]:
+    w = tf.convert_to_tensor(w, dtype)
+    if w.shape.rank != 4 or w.shape[0] != w.shape[1]:
+        raise UserError(f'w must have shape [k, k, in, out]. Received: {w.shape}')
+    return w, w.shape[0]

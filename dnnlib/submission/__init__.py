@@ -1,0 +1,8 @@
+"""Runs in numbered run directories: SubmitConfig, submit_run, RunContext."""
+
+from .run_context import RunContext
+from .submit import SubmitConfig, SubmitTarget, load_submit_config, make_run_dir_path, submit_run
+
+__all__ = [
+    'RunContext', 'SubmitConfig', 'SubmitTarget', 'load_submit_config', 'make_run_dir_path', 'submit_run',
+]

@@ -1,0 +1,295 @@
+"""`Network`: the official face of a network. NumPy in and out, NCHW, official names; Keras layers inside."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dnnlib.tflib.legacy import NetworkState, check_supported
+from dnnlib.util import EasyDict, UserError, get_obj_by_name
+
+# Modules to look in for the function name of a pickle, by state version; StyleGAN2's config A keeps StyleGAN's networks.
+_MODULES = {
+    2: ['training.networks_progan'],
+    3: ['training.networks_stylegan'],
+    4: ['training.networks_stylegan2', 'training.networks_stylegan'],
+}
+
+
+class Network:
+    """A generator, a discriminator or a component of one.
+
+    Args:
+        name: Name of the network ('G', 'D', 'Gs', …). None = the name of the function.
+        func_name: Network class by full name ('training.networks_stylegan2.G_main') or the class itself.
+        static_kwargs: Keyword arguments of the class.
+
+    Attributes:
+        layer: the Keras layer that does the work (NHWC).
+        static_kwargs, components: as in an official pickle; components are Networks that share their layers.
+        input_names, input_shapes, output_names, output_shapes: official ones, NCHW, None = batch.
+        vars, own_vars, trainables: {official name: keras.Variable}.
+    """
+
+    def __init__(self, name: str | None = None, func_name: Any = None, *, layer: Any = None, **static_kwargs):
+        if layer is None:
+            build = get_obj_by_name(func_name) if isinstance(func_name, str) else func_name
+            if build is None:
+                raise UserError("Network expects func_name, for example 'training.networks_stylegan2.G_main'. "
+                                'Received: None')
+            layer = build(name=_layer_name(name or build.__name__), **static_kwargs)
+        self.layer = layer
+        self.name = name or layer.name
+        self.func_name = f'{type(layer).__module__}.{type(layer).__name__}'
+        self.static_kwargs = EasyDict(layer.static_kwargs)
+        self.components = EasyDict({key: Network(component.name, layer=component)
+                                    for key, component in layer.components.items()})
+        self.input_names, self.input_shapes = list(layer.input_names), list(layer.input_shapes)
+        self.output_names, self.output_shapes = list(layer.output_names), list(layer.output_shapes)
+        self.num_inputs, self.num_outputs = len(self.input_names), len(self.output_names)
+        self.input_shape, self.output_shape = self.input_shapes[0], self.output_shapes[0]
+        self._functions: dict = {}
+
+    @property
+    def vars(self) -> dict[str, keras.Variable]:
+        """All variables, those of the components under 'component name/local name'."""
+        return self.layer.named_variables()
+
+    @property
+    def own_vars(self) -> dict[str, keras.Variable]:
+        """The variables that are in no component."""
+        prefixes = tuple(f'{component.name}/' for component in self.layer.components.values())
+        return {name: value for name, value in self.vars.items() if not prefixes or not name.startswith(prefixes)}
+
+    @property
+    def trainables(self) -> dict[str, keras.Variable]:
+        """The trainable variables among vars."""
+        return self.layer.named_trainables()
+
+    def find_var(self, name: str) -> keras.Variable:
+        """The variable of that official name; UserError where there is none."""
+        if name not in self.vars:
+            raise UserError(f'network {self.name} has no variable {name!r}; print_layers() lists the layers')
+        return self.vars[name]
+
+    def get_var(self, name: str) -> np.ndarray:
+        """Value of a variable."""
+        return np.array(self.find_var(name))
+
+    def set_var(self, name: str, value: Any) -> None:
+        """Gives a variable a new value of the same shape."""
+        self.set_vars({name: value})
+
+    def set_vars(self, values: dict[str, Any]) -> None:
+        """Gives several variables new values. Nothing changes unless all names and shapes fit."""
+        own = self.vars
+        wrong = [f'{name}: not in {self.name}' if name not in own else
+                 f'{name}: expected {tuple(own[name].shape)}, received {np.shape(value)}'
+                 for name, value in values.items() if name not in own or tuple(own[name].shape) != np.shape(value)]
+        if wrong:
+            raise UserError(f'{len(wrong)} variables do not fit network {self.name}: {_shorten(wrong)}')
+        for name, value in values.items():
+            own[name].assign(np.asarray(value))
+
+    def copy_vars_from(self, other: 'Network') -> None:
+        """Copies every variable that both networks have."""
+        own = self.vars
+        self.set_vars({name: value for name, value in other.vars.items() if name in own})
+
+    def clone(self, name: str | None = None, **new_static_kwargs) -> 'Network':
+        """A network of its own with the same arguments and values; arguments can be changed."""
+        other = Network(name or self.name, type(self.layer), **{**self.static_kwargs, **new_static_kwargs})
+        other.copy_vars_from(self)
+        return other
+
+    def get_output_for(self, *inputs: tf.Tensor, **dynamic_kwargs) -> Any:
+        """Output tensors for input tensors, NCHW. Differentiable."""
+        if len(inputs) > self.num_inputs:
+            raise UserError(f'network {self.name} has {self.num_inputs} inputs: {", ".join(self.input_names)}. '
+                            f'Received: {len(inputs)}')
+        outputs = self.layer(*[_transpose(x, [0, 2, 3, 1]) for x in inputs], **dynamic_kwargs)
+        return tf.nest.map_structure(lambda x: _transpose(x, [0, 3, 1, 2]), outputs)
+
+    def run(
+        self,
+        *in_arrays: np.ndarray | None,              # One array per input, NCHW; None = zeros of the right width.
+        input_transform: dict | None = None,        # dict(func=..., **kwargs) applied to the inputs.
+        output_transform: dict | None = None,       # dict(func=..., **kwargs) applied to the outputs.
+        return_as_list: bool = False,               # Return a list even of a single output?
+        print_progress: bool = False,               # Show a progress bar?
+        minibatch_size: int | None = None,          # Samples at a time. None = all at once.
+        num_gpus: int = 1,                          # Accepted for compatibility.
+        assume_frozen: bool = False,                # Accepted for compatibility.
+        **dynamic_kwargs,                           # Arguments of the network for this call.
+    ) -> Any:
+        """Runs the network on NumPy arrays, minibatch by minibatch, and returns NumPy arrays."""
+        del num_gpus, assume_frozen
+        arrays = self._check_inputs(in_arrays)
+        num_items = arrays[0].shape[0]
+        size = min(minibatch_size or num_items, num_items) or 1
+        function = self._function(input_transform, output_transform, dynamic_kwargs)
+        results = []
+        with tqdm(total=num_items, unit='img', disable=not print_progress, file=sys.stdout) as progress:
+            for begin in range(0, max(num_items, 1), size):
+                parts = [array[begin:begin + size] for array in arrays]
+                count = len(parts[0])
+                # The last minibatch is filled up, so that one traced function serves all.
+                padded = [np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)]) if 0 < count < size
+                          else part for part in parts]
+                outputs = function(*[tf.constant(part) for part in padded])
+                results.append([np.asarray(output)[:count] for output in tf.nest.flatten(outputs)])
+                progress.update(count)
+        merged = [np.concatenate(group) for group in zip(*results, strict=True)]
+        return merged if return_as_list or len(merged) > 1 else merged[0]
+
+    def _check_inputs(self, in_arrays) -> list[np.ndarray]:
+        """The inputs as arrays; those left out or None become zeros, such as the labels of an unconditional network."""
+        if len(in_arrays) > self.num_inputs or not in_arrays or in_arrays[0] is None:
+            raise UserError(f'network {self.name} has {self.num_inputs} inputs, the first is needed: '
+                            f'{", ".join(self.input_names)}. Received: {len(in_arrays)}')
+        num_items = len(in_arrays[0])
+        dtype = self.layer.compute_dtype
+        arrays = []
+        for index, (name, shape) in enumerate(zip(self.input_names, self.input_shapes, strict=True)):
+            array = in_arrays[index] if index < len(in_arrays) else None
+            array = np.zeros([num_items, *shape[1:]], dtype) if array is None else np.asarray(array)
+            array = array.astype(dtype) if array.dtype == np.float64 else array
+            if len(array) != num_items or array.ndim != len(shape):
+                raise UserError(f'network {self.name}: {name} should have shape {_batch_shape(shape)} with {num_items} '
+                                f'items. Received: {array.shape}')
+            arrays.append(array)
+        return arrays
+
+    def _function(self, input_transform, output_transform, dynamic_kwargs) -> Callable:
+        """The traced function for these arguments; the same arguments give the same one."""
+        key = repr((input_transform, output_transform, sorted(dynamic_kwargs.items(), key=lambda item: item[0])))
+        if key not in self._functions:
+            def evaluate(*inputs):
+                inputs = _apply_transform(input_transform, inputs)
+                outputs = self.get_output_for(*inputs, **dynamic_kwargs)
+                return _apply_transform(output_transform, tf.nest.flatten(outputs))
+            self._functions[key] = tf.function(evaluate)
+        return self._functions[key]
+
+    def list_layers(self) -> list[tuple[str, tuple, dict[str, keras.Variable]]]:
+        """[(layer name, output shape NCHW, trainable variables of the layer)] in order of evaluation."""
+        if self.components:
+            nested = [(f'{component.name}/{name}', shape, {f'{component.name}/{key}': var for key, var in params.items()})
+                      for component in reversed(self.components.values())
+                      for name, shape, params in component.list_layers()]
+            return nested
+        from training.context import Context  # Networks are described with what runs them; dnnlib stands alone.
+        ctx = Context(keep_features=True)
+
+        def trace():
+            inputs = [tf.zeros(_nhwc_shape([4, *shape[1:]]), self.layer.compute_dtype) for shape in self.input_shapes]
+            self.layer(*inputs, ctx=ctx)
+
+        tf.function(trace).get_concrete_function()
+        trainables = self.trainables
+        layers, shown = [], set()
+        for name, value in ctx.features.items():
+            params = {key: var for key, var in trainables.items() if key.rpartition('/')[0] == name}
+            shown.update(params)
+            shape = [None, *value.shape[1:]]
+            layers.append((name, tuple(_nchw_shape(shape)), params))
+        for name in dict.fromkeys(key.rpartition('/')[0] for key in trainables if key not in shown):
+            params = {key: var for key, var in trainables.items() if key.rpartition('/')[0] == name}
+            layers.insert(0, (name, (), params))
+        return layers
+
+    def print_layers(self, title: str | None = None, hide_layers_with_no_params: bool = False) -> None:
+        """Prints a table of the layers: parameters, output shape, weight shape."""
+        rows = [[title or self.name, 'Params', 'OutputShape', 'WeightShape'], ['---'] * 4]
+        rows += [[name, '-', str(_batch_shape(shape)), '-']
+                 for name, shape in zip(self.input_names, self.input_shapes, strict=True)]
+        total = sum(int(np.prod(var.shape)) for var in self.trainables.values())
+        for name, shape, params in self.list_layers():
+            if params or not hide_layers_with_no_params:
+                weight = [var for key, var in params.items() if key.endswith('/weight')]
+                rows.append([name, str(sum(int(np.prod(var.shape)) for var in params.values())) if params else '-',
+                             str(_batch_shape(shape)) if shape else '-',
+                             str(tuple(weight[0].shape)) if weight else '-'])
+        rows += [['---'] * 4, ['Total', str(total), '', '']]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        print()
+        for row in rows:
+            print('  '.join(cell + ' ' * (width - len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print()
+
+    def state(self) -> NetworkState:
+        """What an official pickle holds of this network."""
+        variables = []
+        for name, var in self.own_vars.items():
+            value = np.asarray(var).astype(np.float32)
+            variables.append((name, np.float32(value) if value.ndim == 0 else value))
+        return NetworkState(name=self.name, build_func_name=type(self.layer).__name__,
+                            static_kwargs=dict(self.static_kwargs), variables=variables,
+                            components={key: component.state() for key, component in self.components.items()})
+
+    @classmethod
+    def from_state(cls, state: NetworkState) -> 'Network':
+        """The network of an official pickle; UserError that lists what does not match."""
+        check_supported(state)
+        network = cls(state.name, find_network_class(state.build_func_name, state.version), **state.static_kwargs)
+        network.load_state(state)
+        return network
+
+    def load_state(self, state: NetworkState) -> None:
+        """Copies all variables of a pickled network of the same structure; nothing changes unless all fit."""
+        values = state.all_variables()
+        missing = [name for name in self.vars if name not in values]
+        if missing:
+            raise UserError(f'the pickled network {state.name} ({state.build_func_name}) lacks {len(missing)} variables '
+                            f'of {self.name} ({type(self.layer).__name__}): {_shorten(missing)}')
+        self.set_vars(values)
+
+
+def find_network_class(build_func_name: str, version: int = 4) -> type:
+    """The network class that a pickle of that state version calls by its function name."""
+    modules = _MODULES.get(version, [])
+    for module in modules:
+        try:
+            return get_obj_by_name(f'{module}.{build_func_name}')
+        except UserError:
+            continue
+    raise UserError(f'network function {build_func_name!r} of state version {version} is unknown; '
+                    f'looked for it in {", ".join(modules) or "no module"}')
+
+
+def _layer_name(name: str) -> str:
+    return name.replace('/', '_')
+
+
+def _transpose(x, order):
+    return tf.transpose(x, order) if isinstance(x, tf.Tensor) and x.shape.rank == 4 else x
+
+
+def _nhwc_shape(shape):
+    return [shape[0], *shape[2:], shape[1]] if len(shape) == 4 else shape
+
+
+def _nchw_shape(shape):
+    return [shape[0], shape[3], *shape[1:3]] if len(shape) == 4 else shape
+
+
+def _batch_shape(shape) -> str:
+    return '(' + ', '.join('?' if size is None else str(size) for size in shape) + ')'
+
+
+def _shorten(items: Iterable[str], most: int = 8) -> str:
+    items = list(items)
+    return '; '.join(items[:most]) + (f'; and {len(items) - most} more' if len(items) > most else '')
+
+
+def _apply_transform(transform: dict | None, tensors):
+    """Applies dict(func=..., **kwargs) to tensors; func takes them as positional arguments."""
+    if transform is None:
+        return tensors
+    kwargs = dict(transform)
+    func = kwargs.pop('func')
+    return tf.nest.flatten(func(*tensors, **kwargs))

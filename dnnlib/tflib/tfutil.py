@@ -1,0 +1,194 @@
+"""Small TensorFlow helpers under their official names: start-up, images, interpolation, variable access.
+
+TensorFlow 2 has no session. What only makes sense with one (`create_session`, feed dictionaries) raises an
+error that names its replacement; everything else works as it did.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dnnlib.util import UserError
+
+TfExpression = tf.Tensor | tf.Variable | tf.Operation
+
+_DEFAULT_CONFIG = {
+    'rnd.np_random_seed': None,        # Seed of numpy's global generator. None = leave it as it is.
+    'rnd.tf_random_seed': 'auto',      # Seed of TensorFlow's. 'auto' = drawn from numpy's. None = leave it.
+    'env.TF_CPP_MIN_LOG_LEVEL': '1',   # 0 = print everything, 1 = warnings and errors, 2 = errors.
+    'gpu_options.allow_growth': True,  # Take GPU memory as it is needed instead of all at once.
+}
+
+_initialized = False
+
+
+def init_tf(config_dict: Mapping[str, Any] | None = None) -> None:
+    """Prepares TensorFlow: random seeds, GPU memory growth, log level. Only the first call acts.
+
+    Args:
+        config_dict: Overrides of the official option names. `rnd.np_random_seed`, `rnd.tf_random_seed`,
+            `env.<VARIABLE>` and `gpu_options.allow_growth` act; options of a session have no effect.
+    """
+    global _initialized
+    if _initialized:
+        return
+    config = {**_DEFAULT_CONFIG, **(config_dict or {})}
+    for key, value in config.items():
+        if key.startswith('env.'):
+            os.environ.setdefault(key.removeprefix('env.'), str(value))
+    if config['rnd.np_random_seed'] is not None:
+        np.random.seed(config['rnd.np_random_seed'])
+    tf_seed = config['rnd.tf_random_seed']
+    if tf_seed == 'auto':
+        tf_seed = np.random.randint(1 << 31)
+    if tf_seed is not None:
+        tf.random.set_seed(int(tf_seed))
+    if config['gpu_options.allow_growth']:
+        for gpu in tf.config.list_physical_devices('GPU'):
+            try:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            except RuntimeError:
+                break  # The GPUs are in use already, with the memory policy that their first user chose.
+    _initialized = True
+
+
+def assert_tf_initialized() -> None:
+    """Calls `init_tf()` if the script has not. (The official one raises, for want of a session.)"""
+    init_tf()
+
+
+def create_session(*_args, **_kwargs) -> None:
+    """Not available. Raises: UserError that says what to do instead."""
+    raise UserError('create_session is not available: TensorFlow 2 has no session; leave the call out, '
+                    'or call tflib.init_tf() to set seeds and GPU memory growth')
+
+
+def init_uninitialized_vars(target_vars: Iterable | None = None) -> None:
+    """Does nothing: a TensorFlow 2 variable has its value from the moment it is made."""
+
+
+def is_tf_expression(x: Any) -> bool:
+    """True for a tensor, a variable (of TensorFlow or Keras) or an operation."""
+    return isinstance(x, TfExpression | keras.Variable | keras.KerasTensor)
+
+
+def shape_to_list(shape: Iterable) -> list[int | None]:
+    """A tf.TensorShape, or any sequence of dimensions, as a list of integers; unknown ones are None."""
+    return [None if dim is None else int(dim) for dim in (getattr(d, 'value', d) for d in shape)]
+
+
+def flatten(x: Any) -> tf.Tensor:
+    """All elements in one axis: [...] → [count]."""
+    return tf.reshape(x, [-1])
+
+
+def log2(x: Any) -> tf.Tensor:
+    """Logarithm to base 2, in the precision of `x`."""
+    x = tf.convert_to_tensor(x)
+    return tf.math.log(x) * tf.constant(1 / np.log(2), x.dtype)
+
+
+def exp2(x: Any) -> tf.Tensor:
+    """2 to the power of `x`, in the precision of `x`."""
+    x = tf.convert_to_tensor(x)
+    return tf.exp(x * tf.constant(np.log(2), x.dtype))
+
+
+def lerp(a: Any, b: Any, t: Any) -> Any:
+    """Linear interpolation, `a` at t = 0 and `b` at t = 1, of tensors, arrays or numbers. Extrapolates."""
+    return a + (b - a) * t
+
+
+def lerp_clip(a: Any, b: Any, t: Any) -> tf.Tensor:
+    """Linear interpolation with t limited to [0, 1]."""
+    return a + (b - a) * tf.clip_by_value(t, 0.0, 1.0)
+
+
+def convert_images_from_uint8(images: Any, drange: Sequence[float] = (-1, 1),
+                              nhwc_to_nchw: bool = False) -> tf.Tensor:
+    """Maps uint8 images to float32 so that 0 becomes drange[0] and 255 becomes drange[1].
+
+    Args:
+        images: [N, C, H, W], or [N, H, W, C] where `nhwc_to_nchw` is set. Any real dtype.
+        drange: Dynamic range of the result.
+        nhwc_to_nchw: Also transpose from NHWC to NCHW.
+    """
+    images = tf.cast(images, tf.float32)
+    if nhwc_to_nchw:
+        images = tf.transpose(images, [0, 3, 1, 2])
+    return images * ((drange[1] - drange[0]) / 255) + drange[0]
+
+
+def convert_images_to_uint8(images: Any, drange: Sequence[float] = (-1, 1), nchw_to_nhwc: bool = False,
+                            shrink: int = 1) -> tf.Tensor:
+    """Maps float images to uint8 so that drange[0] becomes 0 and drange[1] becomes 255; saturates beyond.
+
+    Truncates after adding one half: with the default range an image value x becomes x · 127.5 + 128.
+
+    Args:
+        images: [N, C, H, W], any real dtype.
+        drange: Dynamic range of `images`.
+        nchw_to_nhwc: Return [N, H, W, C] instead of [N, C, H, W].
+        shrink: Reduce height and width by this integer factor, averaging shrink × shrink boxes of pixels;
+            rows and columns that do not fill a box are left out.
+
+    Raises: UserError for a `shrink` below 1 or an image that is not of rank 4.
+    """
+    images = tf.cast(images, tf.float32)
+    if images.shape.rank != 4:
+        raise UserError(f'convert_images_to_uint8: images have shape {images.shape}, expected [N, C, H, W]')
+    if shrink != int(shrink) or shrink < 1:
+        raise UserError(f'convert_images_to_uint8: shrink is {shrink}, expected an integer of 1 or more')
+    if nchw_to_nhwc or shrink > 1:
+        images = tf.transpose(images, [0, 2, 3, 1])  # Pooling runs on CPUs in NHWC only.
+    if shrink > 1:
+        images = tf.nn.avg_pool2d(images, int(shrink), int(shrink), 'VALID')
+        if not nchw_to_nhwc:
+            images = tf.transpose(images, [0, 3, 1, 2])
+    scale = 255 / (drange[1] - drange[0])
+    return tf.saturate_cast(images * scale + (0.5 - drange[0] * scale), tf.uint8)
+
+
+def set_vars(var_to_value_dict: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> None:
+    """Assigns new values to variables.
+
+    Args:
+        var_to_value_dict: {variable: value}, {variable.ref(): value} for a tf.Variable, which has no hash of
+            its own, or an iterable of (variable, value).
+
+    Raises: UserError where a value's shape is not the variable's; no variable is changed then.
+    """
+    items = var_to_value_dict.items() if isinstance(var_to_value_dict, Mapping) else var_to_value_dict
+    pairs = [(key.deref() if hasattr(key, 'deref') else key, value) for key, value in items]
+    for variable, value in pairs:
+        if tuple(np.shape(value)) != tuple(variable.shape):
+            raise UserError(f'set_vars: the value for {variable.name} has shape {list(np.shape(value))}, '
+                            f'expected {list(variable.shape)}')
+    for variable, value in pairs:
+        variable.assign(tf.cast(value, variable.dtype))
+
+
+def run(fetches: Any, feed_dict: Mapping | None = None) -> Any:
+    """Values of eager tensors as numpy arrays, in the same structure (nested lists, tuples, dictionaries).
+
+    Operations have run already when they get here, and what is no tensor is returned unchanged.
+
+    Raises: UserError for a feed dictionary or a symbolic tensor, which need a session.
+    """
+    if feed_dict:
+        raise UserError('tflib.run: feed_dict is not available, TensorFlow 2 has no placeholders; '
+                        'call the network with the values, for example Gs.run(latents, labels)')
+    return tf.nest.map_structure(_evaluate, fetches)
+
+
+def _evaluate(x: Any) -> Any:
+    if not is_tf_expression(x):
+        return x
+    if isinstance(x, tf.Operation | keras.KerasTensor) or not hasattr(x, 'numpy'):
+        raise UserError(f'tflib.run: {x.name!r} is symbolic and has no value; '
+                        'return it from its tf.function and use the result of the call')
+    return x.numpy()

@@ -1,0 +1,34 @@
+"""Packaging: `pip install -e .[test]` installs the commands stylegan-train and stylegan-generate."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name='stylegan-tf2',
+    version='0.1.0',
+    description='The StyleGAN family on TensorFlow 2 / Keras, with the official numbers and files',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
+    py_modules=['train', 'run_generator'],
+    package_data={'training': ['data/*']},
+    install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
+        'tensorflow>=2.16,<2.22',
+        'keras>=3.5,<4',
+        'tensorboard>=2.16,<2.22',  # For tf.summary; TensorFlow 2.21 does not bring it any more.
+        'numpy>=1.26,<3',
+        'scipy>=1.11',
+        'pillow>=10.0',
+        'absl-py>=2.1',
+        'tqdm>=4.60',
+    ],
+    extras_require={
+        'cuda': ['tensorflow[and-cuda]>=2.16,<2.22'],
+        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5'],
+    },
+    entry_points={
+        'console_scripts': [
+            'stylegan-train=train:main',
+            'stylegan-generate=run_generator:main',
+        ],
+    },
+)

@@ -1,0 +1,11 @@
+"""Settings of the whole test suite."""
+
+import os
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+
+
+def pytest_collection_modifyitems(items):
+    """Drops the empty `test_session` that tf.test.TestCase adds to every class."""
+    items[:] = [item for item in items if item.name != 'test_session']

@@ -1,0 +1,1 @@
+"""Training: networks, losses, optimizer, schedule, data set, checkpoints and the training loop."""

@@ -1,0 +1,365 @@
+"""What all data sets share: labels, the order of images, minibatches, reading ahead."""
+
+import functools
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import UserError
+
+_MIRROR_BLOCK = 4096        # Positions whose mirror bits come from one generator.
+_MIRROR_STREAM = 1 << 63    # Keeps the keys of mirror bits apart from the keys of epochs.
+
+
+def reduce_images(images: np.ndarray, levels: int) -> np.ndarray:
+    """Halves images `levels` times by 2×2 averages of floats, rounded once at the end, as official tools do.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        levels: Number of halvings; H and W must be divisible by 2^levels.
+
+    Returns: uint8 [N, H / 2^levels, W / 2^levels, C].
+    """
+    if levels == 0:
+        return images
+    values = images.astype(np.float32)
+    for _ in range(levels):
+        values = values[:, 0::2] + values[:, 1::2]
+        values = (values[:, :, 0::2] + values[:, :, 1::2]) * 0.25
+    return np.rint(values).astype(np.uint8)
+
+
+def one_hot(classes: np.ndarray, where: str, num_classes: int | None = None) -> np.ndarray:
+    """int [N] → float32 [N, num_classes or largest class + 1]. Errors: UserError, naming `where`."""
+    limit = num_classes or max(len(classes), 10000)     # More classes than images is no classification.
+    if classes.dtype.kind not in 'iu' or classes.min() < 0 or classes.max() >= limit:
+        raise UserError(f'{where} is {classes.dtype} from {classes.min()} to {classes.max()}; expected '
+                        f'integers from 0 to at most {limit - 1}, or one-hot floats.')
+    labels = np.zeros([len(classes), num_classes or int(classes.max()) + 1], np.float32)
+    labels[np.arange(len(classes)), classes] = 1
+    return labels
+
+
+def check_max_label_size(value: Any) -> int | str:
+    """Returns `value` if it is 'full' or an integer ≥ 0. Errors: UserError otherwise."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value == 'full' or is_count:
+        return value
+    raise UserError("max_label_size must be 0 (no labels), a number of label components or 'full'; "
+                    f'received {value!r}')
+
+
+def check_image_size(width: int, height: int, what: str) -> None:
+    """Errors: UserError unless the images are square with a side that is a power of two, 4 or larger."""
+    if width != height or width < 4 or width & (width - 1):
+        raise UserError(f'{what} has {width}x{height} pixels; expected a square with a side that is a power '
+                        'of two, 4 or larger. Crop or resize the images.')
+
+
+def check_resolution(resolution: int | None, available: int, what: str) -> int:
+    """Number of halvings that lead from `available` to `resolution`. Errors: UserError where none does."""
+    if resolution is None:
+        return 0
+    for levels in range(available.bit_length()):
+        if available >> levels == resolution and resolution >= 4:
+            return levels
+    raise UserError(f'resolution {resolution} cannot be made from {what} of {available}x{available} pixels; '
+                    f'expected a power of two between 4 and {available}.')
+
+
+class Dataset:
+    """Base class: uint8 images at one resolution with optional labels, read at random.
+
+    Subclasses implement `_read_images(indices, lod)`, and hand everything else to this constructor.
+
+    Args:
+        name: Name shown to users and used in run directories.
+        shape: [channels, height, width], the official order.
+        num_images: Number of images.
+        labels: float32 [num_images, components], or None.
+        label_names: One name per component, or None for '0', '1', ...
+        max_label_size: 0 = no labels, 'full' = all components, n = the first n components.
+        seed: Default seed of the order of images.
+        how_to_label: Advice for the user who asked for labels where there are none.
+
+    Errors: UserError for labels that are missing or do not fit the images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: list[int],
+        num_images: int,
+        labels: np.ndarray | None = None,
+        label_names: list[str] | None = None,
+        max_label_size: int | str = 0,
+        seed: int = 0,
+        how_to_label: str = 'Train without labels.',
+    ) -> None:
+        max_label_size = check_max_label_size(max_label_size)
+        if max_label_size and (labels is None or labels.shape[1] == 0):
+            raise UserError(f'data set {name}: labels were asked for (max_label_size={max_label_size!r}), '
+                            f'but there are none. {how_to_label}')
+        if labels is None or not max_label_size:
+            labels = np.zeros([num_images, 0], np.float32)
+        if max_label_size and max_label_size != 'full':
+            labels = labels[:, :max_label_size]
+        self.name = name
+        self.shape = [int(size) for size in shape]
+        self.resolution = self.shape[1]
+        self.resolution_log2 = self.resolution.bit_length() - 1
+        self.num_images = int(num_images)
+        self.dynamic_range = [0, 255]
+        self.dtype = 'uint8'
+        self.labels = np.ascontiguousarray(labels, np.float32)
+        self.label_size = self.labels.shape[1]
+        self.label_dtype = 'float32'
+        self.label_names = [str(i) for i in range(self.label_size)]
+        if label_names is not None:
+            self.label_names = [str(label) for label in label_names[:self.label_size]]
+        self.seed = seed
+        self._random = np.random.RandomState(seed % 2**32)
+        self._cursor = 0
+        self._orders = {}
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def close(self) -> None:
+        """Releases open files."""
+
+    def _read_images(self, indices: np.ndarray, lod: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def read(self, indices: np.ndarray, lod: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of the given indices, in that order.
+
+        Args:
+            indices: int [n], each in [0, len(self)).
+            lod: Level of detail: images come 2^lod times smaller (2×2 averages).
+
+        Returns: images uint8 [n, H, W, C], labels float32 [n, label_size].
+        Errors: IndexError for an index out of range, UserError for a damaged file.
+        """
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        if indices.size and (indices.min() < 0 or indices.max() >= self.num_images):
+            raise IndexError(f'data set {self.name} holds images 0 to {self.num_images - 1}; '
+                             f'received indices from {indices.min()} to {indices.max()}')
+        if not 0 <= lod <= self.resolution_log2:
+            raise ValueError(f'lod must be in [0, {self.resolution_log2}]; received {lod}')
+        if not indices.size:
+            size = self.resolution >> lod
+            return np.zeros([0, size, size, self.shape[0]], np.uint8), self.labels[indices]
+        return self._read_images(indices, int(lod)), self.labels[indices]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content that does not depend on paths or file formats: the number of images, their
+        shape, all labels in use and 16 images. Two data sets that differ elsewhere only share it."""
+        digest = hashlib.sha256(repr((self.num_images, self.shape, self.labels.shape)).encode())
+        digest.update(self.labels.tobytes())
+        sample = np.unique(np.linspace(0, self.num_images - 1, 16).astype(np.int64))
+        digest.update(self.read(sample)[0].tobytes())
+        return digest.hexdigest()
+
+    def class_counts(self) -> dict[str, int]:
+        """Number of images of each label component, by its name. Empty without labels."""
+        counts = np.count_nonzero(self.labels > 0, axis=0)
+        return {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
+
+    def get_random_labels_np(self, n: int, random_state: np.random.RandomState | None = None) -> np.ndarray:
+        """Labels of n images drawn with replacement: float32 [n, label_size]."""
+        if not self.label_size:
+            return np.zeros([n, 0], np.float32)
+        random_state = self._random if random_state is None else random_state
+        return self.labels[random_state.randint(self.num_images, size=n)]
+
+    def get_minibatch_np(self, minibatch_size: int, lod: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The next minibatch in the order of `self.seed`, as in the official class.
+
+        Returns: images uint8 [n, C, H, W], labels float32 [n, label_size].
+        """
+        images, labels = self.read(self.order(self._cursor, minibatch_size), lod)
+        self._cursor += minibatch_size
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
+
+    def _epoch_order(self, epoch: int, seed: int) -> np.ndarray:
+        """A permutation of all indices, a function of (seed, epoch). NumPy promises that the raw numbers of
+        a bit generator never change, which it does not for `permutation`: so a run resumes exactly on any
+        version."""
+        key = (seed, epoch)
+        order = self._orders.get(key)
+        if order is None:
+            raw = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(self.num_images)
+            order = np.argsort(raw, kind='stable')
+            if len(self._orders) >= 2:      # A minibatch may lie across the border of two epochs.
+                self._orders = {k: v for k, v in self._orders.items() if k == (seed, epoch - 1)}
+            self._orders[key] = order
+        return order
+
+    def order(self, position: int, n: int, seed: int | None = None) -> np.ndarray:
+        """Indices of the images at positions position, ..., position + n - 1 of the whole training.
+
+        Position p belongs to epoch p // len(self); each epoch is a permutation of its own. Nothing is
+        remembered from call to call: the position alone is the state of the data.
+
+        Args:
+            position: Number of images shown before, ≥ 0.
+            n: How many indices.
+            seed: Seed of the order; None for `self.seed`.
+
+        Returns: int64 [n].
+        """
+        if position < 0 or n < 0:
+            raise ValueError(f'position and n must be 0 or larger; received {position} and {n}')
+        seed = self.seed if seed is None else seed
+        parts = [np.zeros([0], np.int64)]
+        end = position + n
+        while position < end:
+            epoch, first = divmod(position, self.num_images)
+            part = self._epoch_order(epoch, seed)[first:first + end - position]
+            parts.append(part)
+            position += len(part)
+        return np.concatenate(parts)
+
+    def mirror_flips(self, position: int, n: int, seed: int | None = None) -> np.ndarray:
+        """Whether to mirror the images at positions position, ..., position + n - 1: bool [n], each with
+        probability 1/2, a function of seed and position alone."""
+        seed = self.seed if seed is None else seed
+        first, last = position // _MIRROR_BLOCK, (position + n) // _MIRROR_BLOCK
+        raw = [np.random.Philox(key=[seed % 2**64, _MIRROR_STREAM + block]).random_raw(_MIRROR_BLOCK)
+               for block in range(first, last + 1)]
+        skip = position - first * _MIRROR_BLOCK
+        return (np.concatenate(raw)[skip:skip + n] >> np.uint64(63)).astype(bool)
+
+    def minibatches(
+        self,
+        start: int,
+        minibatch_size: int,
+        seed: int | None = None,
+        mirror_augment: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        lod: int = 0,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Endless minibatches from position `start` on.
+
+        Args:
+            start: Number of images shown before; continues a run exactly.
+            minibatch_size: Size of the minibatch over all shards.
+            seed: Seed of order and mirroring; None for `self.seed`.
+            mirror_augment: Mirror half of the images from left to right.
+            shard: (index, count): give the index-th of `count` equal parts of each minibatch.
+            lod: Level of detail, see `read`.
+
+        Returns: iterator of images uint8 [m, H, W, C] and labels float32 [m, label_size], where m is
+        minibatch_size / count.
+        Errors: UserError if the shards do not divide the minibatch.
+        """
+        index, count = shard
+        if minibatch_size < 1 or count < 1 or minibatch_size % count:
+            raise UserError(f'a minibatch of {minibatch_size} images cannot be split evenly over {count} '
+                            'readers; choose a multiple.')
+        if not 0 <= index < count:
+            raise ValueError(f'shard must be (index, count) with 0 <= index < count; received {shard}')
+        part = minibatch_size // count
+        return self._minibatches(start, minibatch_size, seed, mirror_augment, index, part, lod)
+
+    def _minibatches(self, start, minibatch_size, seed, mirror_augment, index, size, lod):
+        while True:
+            position = start + index * size
+            images, labels = self.read(self.order(position, size, seed), lod)
+            if mirror_augment:
+                flips = self.mirror_flips(position, size, seed)
+                images[flips] = images[flips, :, ::-1]
+            yield images, labels
+            start += minibatch_size
+
+    def prefetch_minibatches(self, *args: Any, depth: int = 2, **kwargs: Any) -> 'Prefetcher':
+        """`minibatches`, read up to `depth` minibatches ahead by a background thread. Close it when done."""
+        return Prefetcher(self.minibatches(*args, **kwargs), depth)
+
+
+class _Failure:
+    """An exception, or the end, on its way from the reading thread to the consumer."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _read_ahead(source: Iterator, items: queue.Queue, stop: threading.Event) -> None:
+    """Body of the reading thread. A function, so that the thread does not keep its Prefetcher alive."""
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+    try:
+        for item in source:
+            put(item)
+            if stop.is_set():
+                return
+        put(_Failure(StopIteration()))
+    except BaseException as error:  # Whatever it is, it is raised again where the data is used.
+        put(_Failure(error))
+
+
+class Prefetcher:
+    """Iterator that reads ahead of its consumer in a background thread.
+
+    An exception of the source is raised to the consumer after the items before it. Also a context manager.
+
+    Args:
+        source: Iterator; used by the thread alone from now on.
+        depth: Most items that wait in the queue, ≥ 1.
+    """
+
+    def __init__(self, source: Iterator, depth: int = 2) -> None:
+        if depth < 1:
+            raise ValueError(f'depth must be 1 or larger; received {depth}')
+        self._items = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=_read_ahead, args=(source, self._items, self._stop),
+                                        name='prefetch', daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> 'Prefetcher':
+        return self
+
+    def __next__(self) -> Any:
+        item = self._wait()
+        if isinstance(item, _Failure):
+            self.close()
+            raise item.error
+        return item
+
+    def _wait(self) -> Any:
+        while not self._stop.is_set():
+            try:
+                return self._items.get(timeout=0.5)
+            except queue.Empty:
+                continue    # Another thread may have closed this in the meantime.
+        return _Failure(StopIteration())
+
+    def close(self) -> None:
+        """Stops the thread and waits for it; waiting items are dropped. May be called twice."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        while not self._items.empty():
+            self._items.get_nowait()
+
+    def __enter__(self) -> 'Prefetcher':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, '_stop'):      # Without waiting: at the end of the program the thread may be gone.
+            self._stop.set()
