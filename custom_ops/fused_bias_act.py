@@ -82,4 +82,4 @@ def fused_bias_act(
             shape[axis] = -1
             x += tf.reshape(b, shape)
     x = row.func(x, alpha)
-    return x if gain == 1 else x * tf.cast(gain, x.dtype)
+    return x if gain == 1 else x * tf.constant(gain, x.dtype)

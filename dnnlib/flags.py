@@ -164,6 +164,13 @@ class _HelpFormatter(argparse.HelpFormatter):
             text += f' (default: {default})'.replace('%', '%%')
         return text
 
+    def _format_action(self, action: argparse.Action) -> str:
+        subactions = getattr(action, '_get_subactions', None)
+        if subactions is None:
+            return super()._format_action(action)
+        # The commands alone, each with its help beside it; argparse would put a line '<command>' above them.
+        return ''.join(super(_HelpFormatter, self)._format_action(subaction) for subaction in subactions())
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = []
         for paragraph in textwrap.dedent(text).strip('\n').split('\n\n'):
@@ -202,7 +209,8 @@ class Parser(argparse_flags.ArgumentParser):
         self._flags = {}  # Canonical name → action, of the flags of add_flag.
         self._commands = None  # The subparsers action, from the first add_command on.
         kwargs = {'allow_abbrev': False, 'formatter_class': _HelpFormatter, **kwargs}
-        super().__init__(prog=prog, description=description, epilog=epilog or None, **kwargs)
+        super().__init__(prog=prog, description=description, **kwargs)
+        self.epilog = epilog.replace('%(prog)s', self.prog)
 
     def add_flag(
         self,

@@ -117,7 +117,7 @@ class _TeeStream(io.TextIOBase):
         for line in _lines(text):
             if self._redrawn is None and '\r' not in line:
                 out.append(line)
-                self._at_start = line.endswith('\n') if line else self._at_start
+                self._at_start = line.endswith('\n')
                 continue
             self._redrawn = (self._redrawn or '') + line
             if line.endswith('\n'):

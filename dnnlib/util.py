@@ -35,6 +35,10 @@ class UserError(ValueError):
     Command lines print the line on stderr and exit with status 2, without a traceback (`dnnlib.flags.run`).
     """
 
+    # Keras adds the values of all arguments to the message of an exception that passes through a layer,
+    # unless it has done so already: this makes it leave the one line alone.
+    _keras_call_info_injected = True
+
 
 class EasyDict(dict):
     """A dict whose items are also attributes: `d.key` is `d['key']`; a missing one raises AttributeError.

@@ -115,7 +115,8 @@ class ValuesTest(parameterized.TestCase, tf.test.TestCase):
     def test_number_list(self, text, expected):
         self.assertEqual(flags.number_list(text), expected)
 
-    @parameterized.parameters('', ' ', '5-3', 'x', '1,', ',1', '1-', '-1', '1--3', '1-2-3', '1.5', '1;2', '0-99999999999')
+    @parameterized.parameters(
+        '', ' ', '5-3', 'x', '1,', ',1', '1-', '-1', '1--3', '1-2-3', '1.5', '1;2', '0-99999999999')
     def test_number_list_errors(self, text):
         with self.assertRaisesRegex(UserError, 'expected .*received'):
             flags.number_list(text)
@@ -163,9 +164,10 @@ class ParserTest(FlagsTestCase):
         ('--mirror-augment --nomirror_augment', 'mirror_augment', False),
         ('--mirror-augment --dataset=x', 'mirror_augment', True),
         ('--gamma=-1e-3', 'gamma', -1e-3), ('--gamma -1e-3', 'gamma', -1e-3), ('--gamma -.5', 'gamma', -0.5),
-        ('--seeds 5,7-8', 'seeds', [5, 7, 8]), ('', 'seeds', [0, 1, 2]), ('', 'gamma', None), ('', 'psi', 0.5),
+        ('--seeds 5,7-8', 'seeds', [5, 7, 8]), ('', 'seeds', [0, 1, 2]), ('', 'gamma', None),
+        ('', 'psi', 0.5),
         ('--truncation-psi=1', 'psi', 1.0), ('--dataset=a_b-c=d', 'dataset', 'a_b-c=d'),
-        ('--dataset --num-gpus'[:9] + '=--x_y', 'dataset', '--x_y'),
+        ('--dataset=--x_y', 'dataset', '--x_y'),
     )
     def test_spellings(self, line, name, expected):
         self.assertEqual(getattr(make_parser().parse_args(line.split()), name), expected)
@@ -184,7 +186,7 @@ class ParserTest(FlagsTestCase):
         ('--mirror-augment=', "--mirror-augment: expected true or false, received ''"),
         ('--no-mirror-augment=1', '--no-mirror-augment: expected no value'),
         ('--no-num-gpus', 'unknown flag --no-num-gpus'),
-        ('--seeds=5-3', "--seeds: expected a range from the smaller to the larger number, '3-5', received '5-3'"),
+        ('--seeds=5-3', "--seeds: expected a range from the smaller to the larger number, '3-5', received"),
         ('--config=config-g', "--config: expected one of config-a, config-f; received 'config-g'"),
         ('--truncation-psi=2', "--truncation-psi: expected a number from 0 to 1, received '2'"),
         ('--verbosity=x', '--verbosity'),  # One of absl's.
@@ -201,7 +203,8 @@ class ParserTest(FlagsTestCase):
         parser.add_flag('result-dir', required=True)
         self.assertIn('--result-dir is required', self.fails(parser, []))
         # The misspelled flag, not the one that is missing because of it.
-        self.assertIn('unknown flag --resultdir; did you mean --result-dir?', self.fails(parser, ['--resultdir=x']))
+        line = self.fails(parser, ['--resultdir=x'])
+        self.assertIn('unknown flag --resultdir; did you mean --result-dir?', line)
         self.assertEqual(parser.parse_args(['--result_dir=x']).result_dir, 'x')
 
     def test_absl_flags(self):
@@ -214,7 +217,7 @@ class ParserTest(FlagsTestCase):
         self.assertEqual((args.num_gpus, args.mirror_augment), (3, True))
 
     def test_help(self):
-        parser = flags.Parser('A description of many words, ' * 8, prog='t.py', examples=['%(prog)s  --rate=50%%'])
+        parser = flags.Parser('A description of many words, ' * 8, ['%(prog)s  --rate=50%'], prog='t.py')
         parser.add_flag('num-gpus', flags.positive_int, 'Number of GPUs', default=1)
         parser.add_flag('rate', float, 'Uses 50% of ' + 'all the many images ' * 8, required=True)
         parser.add_flag('mirror', bool, 'Flip', default=False)
@@ -280,8 +283,12 @@ class RunTest(parameterized.TestCase, tf.test.TestCase):
         self.env = {**os.environ, 'PYTHONPATH': str(testutil.ROOT)}
 
     def run_script(self, *args):
-        return subprocess.run([sys.executable, self.script, *args], env=self.env, capture_output=True, text=True,
-                              timeout=60)
+        return subprocess.run(
+            [sys.executable, self.script, *args], env=self.env, capture_output=True, text=True, timeout=60)
+
+    def start_script(self, *args):
+        return subprocess.Popen([sys.executable, self.script, *args], env=self.env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def test_runs(self):
         done = self.run_script('--dataset=x', '--num_gpus', '4', '--mirror-augment', 'true')
@@ -315,25 +322,25 @@ class RunTest(parameterized.TestCase, tf.test.TestCase):
         self.assertIn('train.py --dataset=ffhq --num-gpus=4', done.stdout)
 
     def test_console_entry_point(self):
-        code = "import sys; sys.argv = ['/usr/bin/stylegan-train', *sys.argv[1:]]; import train; sys.exit(train.main())"
-        env = {**self.env, 'PYTHONPATH': os.pathsep.join([os.path.dirname(self.script), self.env['PYTHONPATH']])}
+        code = "import sys; sys.argv[0] = '/usr/bin/stylegan-train'; import train; sys.exit(train.main())"
+        paths = [os.path.dirname(self.script), self.env['PYTHONPATH']]
+        env = {**self.env, 'PYTHONPATH': os.pathsep.join(paths)}
         for args, status, text in ((['--dataset=x'], 0, '["x", 1, false]\n'),
                                    ([], 2, 'stylegan-train: error: --dataset is required')):
-            done = subprocess.run([sys.executable, '-c', code, *args], env=env, capture_output=True, text=True)
+            command = [sys.executable, '-c', code, *args]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
             self.assertEqual(done.returncode, status)
             self.assertStartsWith(done.stdout + done.stderr, text)
 
     def test_ctrl_c(self):
-        with subprocess.Popen([sys.executable, self.script, '--dataset=x', '--do=wait'], env=self.env, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with self.start_script('--dataset=x', '--do=wait') as process:
             self.assertEqual(process.stdout.readline(), 'waiting\n')
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=30)
         self.assertEqual((process.returncode, stderr), (130, 'train.py: interrupted\n'))
 
     def test_closed_pipe(self):
-        with subprocess.Popen([sys.executable, self.script, '--dataset=x', '--do=long'], env=self.env, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with self.start_script('--dataset=x', '--do=long') as process:
             process.stdout.readline()
             process.stdout.close()
             stderr = process.stderr.read()

@@ -26,6 +26,12 @@ def make_temp_dir(test):
     return os.path.realpath(folder.name)
 
 
+def run_python(code, *args):
+    """Exit status of a program in a process of its own."""
+    command = [sys.executable, '-c', textwrap.dedent(code), *args]
+    return subprocess.run(command, cwd=testutil.ROOT, stdout=subprocess.DEVNULL, timeout=60).returncode
+
+
 def module_level_function(*args, **kwargs):
     return args, kwargs
 
@@ -65,7 +71,7 @@ class FormatTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         (0, '0s', '0s'), (42, '42s', '42s'), (59.4, '59s', '59s'), (59.6, '1m 00s', '1m 00s'),
         (185, '3m 05s', '3m 05s'), (3723, '1h 02m 03s', '1h 02m'), (86399.7, '1d 00h 00m', '1d 00h'),
-        (2 * 86400 + 3 * 3600 + 4 * 60 + 59, '2d 03h 04m', '2d 03h'), (-42, '-42s', '-42s'), (-0.2, '0s', '0s'),
+        (183899, '2d 03h 04m', '2d 03h'), (-42, '-42s', '-42s'), (-0.2, '0s', '0s'),
         (float('nan'), '?', '?'), (float('inf'), '?', '?'),
     )
     def test_format_time(self, seconds, full, brief):
@@ -134,8 +140,8 @@ class ByNameTest(parameterized.TestCase, tf.test.TestCase):
             util.call_func_by_name(func_name='os.sep')
 
     def test_import_is_free_of_tensorflow(self):
-        code = 'import dnnlib, dnnlib.flags, sys; sys.exit("tensorflow" in sys.modules)'
-        self.assertEqual(subprocess.run([sys.executable, '-c', code], cwd=testutil.ROOT).returncode, 0)
+        status = run_python('import dnnlib, dnnlib.flags, sys; sys.exit("tensorflow" in sys.modules)')
+        self.assertEqual(status, 0)
 
 
 class AtomicWriteTest(tf.test.TestCase):
@@ -174,8 +180,12 @@ class AtomicWriteTest(tf.test.TestCase):
     def test_killed_process_leaves_the_old_file(self):
         with util.atomic_write(self.path) as file:
             file.write(b'old')
-        code = 'import os, sys, dnnlib\nwith dnnlib.util.atomic_write(sys.argv[1]) as f:\n f.write(b"new"); os._exit(9)'
-        subprocess.run([sys.executable, '-c', code, self.path], cwd=testutil.ROOT)
+        run_python("""
+            import os, sys, dnnlib
+            with dnnlib.util.atomic_write(sys.argv[1]) as file:
+                file.write(b'new')
+                os._exit(9)
+        """, self.path)
         self.assertEqual(self.read(), b'old')
 
     def test_errors(self):
@@ -334,8 +344,12 @@ class LoggerTest(parameterized.TestCase, tf.test.TestCase):
             self.assertFalse(sys.stderr.isatty())
             with self.assertRaises(io.UnsupportedOperation):
                 sys.stdout.fileno()
-        code = 'import sys, dnnlib\nwith dnnlib.util.Logger(sys.argv[1]): sys.exit(sys.stdout.fileno() != 1)'
-        self.assertEqual(subprocess.run([sys.executable, '-c', code, self.path], cwd=testutil.ROOT).returncode, 0)
+        status = run_python("""
+            import sys, dnnlib
+            with dnnlib.util.Logger(sys.argv[1]):
+                sys.exit(sys.stdout.fileno() != 1)
+        """, self.path)
+        self.assertEqual(status, 0)
 
     def test_full_disk_does_not_stop_printing(self):
         if not os.path.exists('/dev/full'):
@@ -347,11 +361,10 @@ class LoggerTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(self.err.getvalue().count('Warning: cannot write the log file'), 1)
 
     def test_log_survives_a_kill(self):
-        code = textwrap.dedent('''
+        run_python("""
             import os, sys, dnnlib
             dnnlib.util.Logger(sys.argv[1])
             print('written')
             os._exit(9)
-        ''')
-        subprocess.run([sys.executable, '-c', code, self.path], cwd=testutil.ROOT, stdout=subprocess.DEVNULL)
+        """, self.path)
         self.assertEqual(self.log(), 'written\n')

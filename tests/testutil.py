@@ -12,6 +12,8 @@ import unittest
 import numpy as np
 import tensorflow as tf
 
+from dnnlib.tflib import legacy
+from dnnlib.util import get_obj_by_name
 from training.context import Context
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -64,6 +66,91 @@ def assert_close(test, actual, expected, rtol: float = 1e-4, atol_rel: float = 1
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=msg)
 
 
+def build_network(state: legacy.NetworkState):
+    """The StyleGAN2 network of a pickle as a layer, its variables set to the pickled values."""
+    network = get_obj_by_name(f'training.networks_stylegan2.{state.build_func_name}')(
+        name=state.name, **state.static_kwargs)
+    set_variables(network, state.all_variables())
+    return network
+
+
+def load_networks(*parts: str) -> list:
+    """The networks of a golden snapshot, (G, D, Gs)."""
+    return [build_network(state) for state in legacy.load_pkl(golden(*parts))]
+
+
+def set_variables(network, values: dict) -> None:
+    """Assigns values {official name: array}, which must be exactly the network's variables."""
+    variables = network.named_variables()
+    if set(variables) != set(values):
+        raise AssertionError(f'{network.name} has other variables: {sorted(set(variables) ^ set(values))}')
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def gradients(network, func) -> tuple:
+    """(func(), {official name: gradient of its mean}) for the trainable variables of a network; None where unused."""
+    trainables = network.named_trainables()
+    with tf.GradientTape() as tape:
+        result = func()
+        mean = tf.reduce_mean(result)
+    values = tape.gradient(mean, [variable.value for variable in trainables.values()])
+    return result, dict(zip(trainables, values, strict=True))
+
+
+def assert_gradients(test, actual: dict, arrays: dict, prefix: str, tolerance: float, suffix: str = '') -> None:
+    """Compares gradients with the recorded `<prefix>_names`, `_sum`, `_norm` (each with the suffix) and complete ones.
+
+    An error of `tolerance` times the norm is allowed per variable; it bounds what the sum may be off by.
+    """
+    names = [str(name) for name in arrays[f'{prefix.removeprefix("reg_") if suffix else prefix}_names']]
+    test.assertEqual(list(actual), names)
+    zeros = [name for name in names if actual[name] is None]
+    actual = {name: np.zeros(1) if value is None else np.asarray(value) for name, value in actual.items()}
+    norms = arrays[f'{prefix}_norm{suffix}']
+    # The absolute part is for gradients that are zero but for rounding, such as that of a bias without effect.
+    tiny = 1e-6 * float(np.max(norms))
+    for index, name in enumerate(names):
+        norm = float(norms[index])
+        allowed = tolerance * norm + tiny
+        test.assertNear(float(np.linalg.norm(actual[name])), norm, allowed, f'norm of {name}')
+        if f'{prefix}_sum{suffix}' in arrays:
+            test.assertNear(float(np.sum(actual[name])), float(arrays[f'{prefix}_sum{suffix}'][index]),
+                            allowed * actual[name].size ** 0.5, f'sum of {name}')
+        full = f'{prefix}{suffix}/{name}'
+        if full in arrays and name not in zeros:
+            assert_close(test, actual[name], arrays[full], rtol=0, atol_rel=tolerance + tiny / max(norm, 1e-30),
+                         msg=full)
+
+
+def assert_derivative(test, func, inputs, seed: int = 0, delta: float = 1e-5, rtol: float = 1e-6) -> None:
+    """The gradient of a scalar function of float64 arrays, against central differences along random directions."""
+    rng = np.random.RandomState(seed)
+    inputs = [tf.constant(value, tf.float64) for value in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = func(*inputs)
+    analytic = tape.gradient(y, inputs)
+    for index, gradient in enumerate(analytic):
+        direction = rng.randn(*inputs[index].shape)
+        ends = [func(*(value + step * direction if i == index else value for i, value in enumerate(inputs)))
+                for step in (delta, -delta)]
+        numeric = float(ends[0] - ends[1]) / (2 * delta)
+        scale = float(tf.norm(gradient)) * float(np.linalg.norm(direction)) + 1e-30
+        test.assertNear(float(tf.reduce_sum(gradient * direction)), numeric, rtol * scale, f'input {index}')
+
+
+def gradient_sum(func, seed: int = 0):
+    """A scalar function whose gradient holds the second derivatives of `func`: a fixed weighting of its gradient."""
+    def weighted(*inputs):
+        rng = np.random.RandomState(seed)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = func(*inputs)
+        return tf.add_n([tf.reduce_sum(g * rng.randn(*g.shape)) for g in tape.gradient(y, inputs)])
+    return weighted
+
+
 class RecordedContext(Context):
     """A context whose random numbers are given arrays, in the order in which they are asked for.
 
@@ -81,10 +168,11 @@ class RecordedContext(Context):
 
     def _next(self, kind, shape):
         if not self._queues[kind]:
-            raise AssertionError(f'no recorded {kind} left for shape {tuple(np.asarray(shape))}')
+            raise AssertionError(f'no recorded {kind} left for shape {shape}')
         value = np.asarray(self._queues[kind].pop(0))
-        if list(value.shape) != list(np.asarray(shape)):
-            raise AssertionError(f'recorded {kind} has shape {value.shape}, asked for {tuple(np.asarray(shape))}')
+        shape = tf.get_static_value(tf.convert_to_tensor(shape))  # Also in a tf.function.
+        if list(value.shape) != list(shape):
+            raise AssertionError(f'recorded {kind} has shape {value.shape}, asked for {tuple(shape)}')
         return value
 
     def normal(self, shape, dtype=tf.float32):

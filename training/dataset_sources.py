@@ -51,8 +51,8 @@ def _limit(available: int, max_images: int | None) -> int:
 def _check_label_rows(labels: np.ndarray, num_images: int, label_path: str, image_path: str) -> None:
     if labels.ndim != 2 or len(labels) != num_images:
         raise UserError(f'{label_path} holds labels of shape {list(labels.shape)}, but {image_path} holds '
-                        f'{num_images} images; expected [{num_images}, components]. One of the two is cut off '
-                        'or from another data set.')
+                        f'{num_images} images; expected [{num_images}, components]. One of the two is cut '
+                        'off or from another data set.')
 
 
 class TFRecordDataset(Dataset):
@@ -331,7 +331,7 @@ class ImageFolderDataset(Dataset):
         except (ValueError, TypeError):
             labels = np.zeros([0])
         if labels.ndim != 2:
-            raise UserError(f'{json_path}: labels must all be integers, or all lists of numbers of one length.')
+            raise UserError(f'{json_path}: expected labels that are all integers, or lists of one length.')
         return labels
 
     def _file_path(self, name: str) -> str:

@@ -93,7 +93,7 @@ class BiasActLayer(Layer):
         if self.bias is None:
             return fused_bias_act(x, act=self.act)
         bias = tf.convert_to_tensor(self.bias)
-        bias = bias if self.lrmul == 1 else bias * tf.cast(self.lrmul, x.dtype)
+        bias = bias if self.lrmul == 1 else bias * tf.constant(self.lrmul, x.dtype)
         return fused_bias_act(x, bias, axis=x.shape.rank - 1, act=self.act)
 
 
@@ -124,7 +124,7 @@ class DenseLayer(BiasActLayer):
             x = tf.transpose(x, [0, 3, 1, 2])
         if x.shape.rank > 2:
             x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
-        return self.bias_act(tf.matmul(x, self.weight * tf.cast(self.coef, x.dtype)))
+        return self.bias_act(tf.matmul(x, self.weight * tf.constant(self.coef, x.dtype)))
 
 
 class Conv2DLayer(BiasActLayer):
@@ -153,7 +153,7 @@ class Conv2DLayer(BiasActLayer):
         self.add_bias()
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        w = self.weight * tf.cast(self.coef, x.dtype)
+        w = self.weight * tf.constant(self.coef, x.dtype)
         return self.bias_act(resampling_conv(x, w, self.up, self.down, self.resample_kernel))
 
 
@@ -217,13 +217,13 @@ class ModulatedConv2DLayer(BiasActLayer):
         self.add_bias()
 
     def call(self, x: tf.Tensor, dlatents: tf.Tensor, noise: tf.Tensor | None = None) -> tf.Tensor:
-        w = self.weight * tf.cast(self.coef, x.dtype)
-        style = tf.matmul(dlatents, self.mod_weight * tf.cast(self.mod_coef, x.dtype)) + self.mod_bias + 1
+        w = self.weight * tf.constant(self.coef, x.dtype)
+        style = tf.matmul(dlatents, self.mod_weight * tf.constant(self.mod_coef, x.dtype)) + self.mod_bias + 1
         x = resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
         if self.demodulate:
             # Σ over kh, kw, in of (w·s)²: the sum over kh and kw does not depend on the sample.
             power = tf.matmul(tf.square(style), tf.reduce_sum(tf.square(w), axis=[0, 1]))
-            x *= tf.math.rsqrt(power + tf.cast(1e-8, x.dtype))[:, tf.newaxis, tf.newaxis]
+            x *= tf.math.rsqrt(power + tf.constant(1e-8, x.dtype))[:, tf.newaxis, tf.newaxis]
         if noise is not None:
             x += noise * self.noise_strength
         return self.bias_act(x)
@@ -242,7 +242,7 @@ class ConstLayer(Layer):
 
 def normalize_2nd_moment(x: tf.Tensor, eps: float = 1e-8) -> tf.Tensor:
     """x / sqrt(mean of squares over the last axis): the latent normalization of the mapping network."""
-    return x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + tf.cast(eps, x.dtype))
+    return x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + tf.constant(eps, x.dtype))
 
 
 def minibatch_stddev_layer(x: tf.Tensor, group_size: int = 4, num_new_features: int = 1) -> tf.Tensor:
@@ -266,7 +266,7 @@ def minibatch_stddev_layer(x: tf.Tensor, group_size: int = 4, num_new_features: 
                         f'Received: {num_new_features}')
     y = tf.reshape(x, [group_size, -1, height, width, num_new_features, channels // num_new_features])
     y -= tf.reduce_mean(y, axis=0, keepdims=True)
-    y = tf.sqrt(tf.reduce_mean(tf.square(y), axis=0) + tf.cast(1e-8, x.dtype))  # [M, H, W, F, C/F]
+    y = tf.sqrt(tf.reduce_mean(tf.square(y), axis=0) + tf.constant(1e-8, x.dtype))  # [M, H, W, F, C/F]
     y = tf.reduce_mean(y, axis=[1, 2, 4])[:, tf.newaxis, tf.newaxis]             # [M, 1, 1, F]
     return tf.concat([x, tf.tile(y, [group_size, height, width, 1])], axis=3)
 

@@ -87,11 +87,18 @@ class G_main(NetworkLayer):
         self.set_interface(dict(zip(self.mapping.input_names, self.mapping.input_shapes, strict=True)),
                            {'images_out': self.synthesis.output_shapes[0]})
 
-    def call(self, latents_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None, **dynamic):
+    # The options stand one by one because Keras refuses tensors among other values in **dynamic; ... = not given.
+    def call(self, latents_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None, *,
+             truncation_psi=..., truncation_cutoff=..., truncation_psi_val=..., truncation_cutoff_val=...,
+             dlatent_avg_beta=..., style_mixing_prob=..., is_training=..., is_validation=..., return_dlatents=...,
+             **dynamic):
         ctx = ctx or Context()
-        option = {name: dynamic.pop(name, getattr(self, name)) for name in (
-            'truncation_psi', 'truncation_cutoff', 'truncation_psi_val', 'truncation_cutoff_val', 'dlatent_avg_beta',
-            'style_mixing_prob', 'is_training', 'is_validation', 'return_dlatents')}
+        option = dict(
+            truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, truncation_psi_val=truncation_psi_val,
+            truncation_cutoff_val=truncation_cutoff_val, dlatent_avg_beta=dlatent_avg_beta,
+            style_mixing_prob=style_mixing_prob, is_training=is_training, is_validation=is_validation,
+            return_dlatents=return_dlatents)
+        option = {name: getattr(self, name) if value is ... else value for name, value in option.items()}
         if option['is_training'] and option['is_validation']:
             raise UserError('is_training and is_validation exclude each other. Received: both')
         dlatents = self.mapping(latents_in, labels_in, ctx=ctx, **dynamic)
@@ -123,7 +130,7 @@ class G_main(NetworkLayer):
         """Moves w [N, num_layers, dlatent_size] towards its average (StyleGAN, appendix B)."""
         if psi is None or (isinstance(psi, int | float) and psi == 1):
             return dlatents
-        psi = tf.cast(psi, dlatents.dtype)
+        psi = tf.cast(psi, dlatents.dtype) if tf.is_tensor(psi) else tf.constant(psi, dlatents.dtype)
         coefficient = psi if cutoff is None else tf.where(self._layer_index() < cutoff, psi, 1)
         return self.dlatent_avg + (dlatents - self.dlatent_avg) * coefficient
 
@@ -217,8 +224,7 @@ class SynthesisBlock(Layer):
         for index, (conv, noise) in enumerate(zip(self.convs, noises, strict=True)):
             x = ctx.feature(f'{self.name}/{conv.name}', conv(x, dlatents[:, first + index], noise))
         if self.skip is not None:
-            shortcut = ctx.feature(f'{self.name}/Skip', self.skip(shortcut))
-            x = ctx.feature(self.name, (x + shortcut) * SQRT_HALF)
+            x = ctx.feature(f'{self.name}/Skip', (x + self.skip(shortcut)) * SQRT_HALF)
         if y is not None:
             y = ctx.feature(f'{self.name}/Upsample',
                             upsample_2d(y, k=self.resample_kernel, data_format='NHWC'))
@@ -325,8 +331,7 @@ class DiscriminatorBlock(Layer):
         x = ctx.feature(f'{self.name}/Conv0', self.conv0(x))
         x = ctx.feature(f'{self.name}/Conv1_down', self.conv1_down(x))
         if self.skip is not None:
-            shortcut = ctx.feature(f'{self.name}/Skip', self.skip(shortcut))
-            x = ctx.feature(self.name, (x + shortcut) * SQRT_HALF)
+            x = ctx.feature(f'{self.name}/Skip', (x + self.skip(shortcut)) * SQRT_HALF)
         return x
 
 

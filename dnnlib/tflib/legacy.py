@@ -49,7 +49,7 @@ class NetworkState:
     components: dict[str, 'NetworkState'] = dataclasses.field(default_factory=dict)
     variables: list[tuple[str, np.ndarray | np.generic]] = dataclasses.field(default_factory=list)
     version: int = 4                        # ProGAN 2, StyleGAN 3, StyleGAN2 4
-    build_module_src: str = ''              # source text as found; never executed, and not written back
+    build_module_src: str = SOURCE_PLACEHOLDER  # as found; never executed, and not written back
     class_name: str = NETWORK_CLASS
     extra: dict = dataclasses.field(default_factory=dict)   # keys of the state that are not among STATE_KEYS
     key_order: tuple[str, ...] = STATE_KEYS                 # order of the keys in the pickle
@@ -115,8 +115,8 @@ def load_pkl(file: str | os.PathLike | IO[bytes]) -> Any:
         file: Path (also `gs://...`) or binary file, plain or gzip. A seekable plain file is left behind the
             pickle, so several in a row can be read.
 
-    Returns: What was pickled (usually the tuple (G, D, Gs)), each network as a NetworkState. Versions of
-    pickle: 2 to 5, Python 2 included.
+    Returns: What was pickled (usually the tuple (G, D, Gs)), each network as a NetworkState. Pickle
+    protocols 2 to 5 are read, those of Python 2 included.
 
     Errors: UserError, naming the file, for everything that is not a sound pickle of networks, arrays and
     plain values; OSError as `open` raises it.
@@ -229,8 +229,8 @@ def find_network(obj: Any, role: str = 'Gs') -> NetworkState:
 def check_supported(state: NetworkState) -> None:
     """Raises UserError for a network, or component, of a generation whose network functions are not here."""
     if state.version >= 5:
-        raise UserError(f'network {state.name!r:.60} has state version {state.version} (StyleGAN2-ADA), whose '
-                        'networks are not supported; expected 4 (StyleGAN2), 3 (StyleGAN) or 2 (ProGAN)')
+        raise UserError(f'network {state.name!r:.60} has state version {state.version} (StyleGAN2-ADA): its '
+                        'functions are not supported; expected 4 (StyleGAN2), 3 (StyleGAN) or 2 (ProGAN)')
     if state.version < 1:
         raise UserError(f'network {state.name!r:.60} has state version {state.version}; expected 1 to 4')
     for component in state.components.values():
@@ -248,7 +248,9 @@ def save_pkl(obj: Any, path: str | os.PathLike) -> None:
     Errors: UserError for a value that such a pickle cannot hold; OSError as `open` raises it.
     """
     with atomic_write(path, 'wb') as file:
-        _Writer(file.write).dump(obj)
+        # TensorFlow's files take bytes, but no views of arrays.
+        write = (lambda data: file.write(bytes(data))) if is_remote_path(path) else file.write
+        _Writer(write).dump(obj)
 
 
 def dumps(obj: Any) -> bytes:
@@ -391,10 +393,10 @@ class _Writer:
         self.memoize(obj)
         for start in range(0, len(items), 1000 * width):
             batch = items[start:start + 1000 * width]
-            self.frame += pickle.MARK if len(batch) > width else b''
+            self.frame += pickle.MARK if len(items) > width else b''
             for item in batch:
                 self.save(item)
-            self.frame += many if len(batch) > width else one
+            self.frame += many if len(items) > width else one
 
     def save_dtype(self, dtype: np.dtype) -> None:
         if self.recall(dtype.str):

@@ -172,7 +172,7 @@ class Network:
                 inputs = _apply_transform(input_transform, inputs)
                 outputs = self.get_output_for(*inputs, **dynamic_kwargs)
                 return _apply_transform(output_transform, tf.nest.flatten(outputs))
-            self._functions[key] = tf.function(evaluate)
+            self._functions[key] = tf.function(evaluate, autograph=False)
         return self._functions[key]
 
     def list_layers(self) -> list[tuple[str, tuple, dict[str, keras.Variable]]]:
@@ -189,7 +189,7 @@ class Network:
             inputs = [tf.zeros(_nhwc_shape([4, *shape[1:]]), self.layer.compute_dtype) for shape in self.input_shapes]
             self.layer(*inputs, ctx=ctx)
 
-        tf.function(trace).get_concrete_function()
+        tf.function(trace, autograph=False).get_concrete_function()
         trainables = self.trainables
         layers, shown = [], set()
         for name, value in ctx.features.items():

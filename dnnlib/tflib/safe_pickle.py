@@ -179,7 +179,7 @@ class _Reader:
         self.stack.append(self.take(self.number(size_layout)))
 
     def line(self) -> str:
-        end = self.data.find(b'\n', self.pos, self.pos + 256)
+        end = self.data.index(b'\n', self.pos, self.pos + 256)
         text = str(self.take(end - self.pos), 'utf-8')
         self.pos += 1
         return text

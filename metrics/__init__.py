@@ -1,0 +1,1 @@
+"""Quality metrics, run on snapshots during training and from the command line."""

@@ -1,0 +1,206 @@
+"""NPZ files and folders of images as data sets: what is read, and what each mistake is told."""
+
+import json
+import os
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+from dnnlib.util import UserError
+from tests.dataset_testutil import Base, random_images
+from training import dataset
+
+
+class NpzTest(Base):
+
+    def test_read_and_reduce(self):
+        images = random_images(5, 16)
+        path = self.save_npz(images=images)
+        found = dataset.load_dataset(path)
+        self.assertEqual((found.shape, len(found), found.name), ([3, 16, 16], 5, 'set'))
+        self.assertAllEqual(found.read([4, 0])[0], images[[4, 0]])
+        small = dataset.load_dataset(os.path.dirname(path), 'set.npz', resolution=4)
+        blocks = images.reshape(5, 4, 4, 4, 4, 3).astype(np.float64).mean(axis=(2, 4))
+        self.assertAllEqual(small.read(np.arange(5))[0], np.rint(blocks))
+        self.assertAllEqual(found.read(np.arange(5), lod=2)[0], np.rint(blocks))
+        for resolution in [32, 12, 2]:
+            self.assert_user_error('set.npz', f'resolution {resolution}', '16x16', dataset=path,
+                                   resolution=resolution)
+
+    def test_reading_does_not_expose_the_store(self):
+        images = random_images(4, 8)
+        found = dataset.load_dataset(self.save_npz(images=images))
+        found.read([1, 2])[0][:] = 0
+        self.assertAllEqual(found.read(np.arange(4))[0], images)
+
+    def test_gray(self):
+        images = random_images(3, 8, 1)
+        found = dataset.load_dataset(self.save_npz(images=images[..., 0]))
+        self.assertEqual(found.shape, [1, 8, 8])
+        self.assertAllEqual(found.read([2])[0], images[[2]])
+
+    def test_labels(self):
+        images = random_images(4, 8)
+        path = self.save_npz(images=images, labels=np.array([2, 0, 1, 2]), **{
+            'attr/hat': np.array([0, 1, 1, 0], np.uint8), 'values/hat': np.array(['none', 'red', 'blue'])})
+        self.assertAllEqual(dataset.load_dataset(path, max_label_size='full').labels, np.eye(3)[[2, 0, 1, 2]])
+        hats = dataset.load_dataset(path, max_label_size='full', label_attr='hat')
+        self.assertAllEqual(hats.labels, np.eye(3)[[0, 1, 1, 0]])
+        self.assertEqual(hats.class_counts(), {'none': 2, 'red': 2, 'blue': 0})
+        self.assert_user_error("'shoe'", 'hat', dataset=path, max_label_size=1, label_attr='shoe')
+        soft = np.random.RandomState(0).rand(4, 6).astype(np.float32)
+        path = self.save_npz('soft.npz', images=images, labels=soft)
+        self.assertAllEqual(dataset.load_dataset(path, max_label_size=4).labels, soft[:, :4])
+
+    def test_label_errors(self):
+        images = random_images(4, 8)
+        for labels, fragment in [(np.array([0, 1, 2]), '[3]'), (np.array([0., 1, 2, 3]), 'float64'),
+                                 (np.array([0, -1, 2, 3]), 'from -1'),
+                                 (np.array([0, 1, 2, 10**9]), '1000000000')]:
+            path = self.save_npz(images=images, labels=labels)
+            self.assert_user_error('set.npz', fragment, dataset=path, max_label_size='full')
+            self.assertEqual(dataset.load_dataset(path).label_size, 0)
+        attributes = {'attr/hat': np.zeros(4, np.uint8), 'values/hat': np.array([''])}
+        path = self.save_npz('attr.npz', images=images, **attributes)
+        self.assert_user_error('label_attr: hat', dataset=path, max_label_size='full')
+
+    def test_errors(self):
+        path = self.save_npz(pictures=np.zeros([2, 8, 8, 3], np.uint8))
+        self.assert_user_error('"images"', 'pictures', dataset=path)
+        for shape, fragment in [([2, 8, 16, 3], '16x8'), ([2, 12, 12, 3], '12x12'),
+                                ([2, 8, 8, 4], '[2, 8, 8, 4]'),
+                                ([0, 8, 8, 3], 'no images'), ([8, 8], '[8, 8]')]:
+            path = self.save_npz(images=np.zeros(shape, np.uint8))
+            self.assert_user_error('set.npz', fragment, dataset=path)
+        self.assert_user_error('float32', dataset=self.save_npz(images=np.zeros([2, 8, 8, 3], np.float32)))
+        path = self.save_npz(images=random_images(2, 8))
+        self.assert_user_error('max_images', dataset=path, max_images=0)
+        os.truncate(path, 300)
+        self.assert_user_error('set.npz', 'damaged', dataset=path)
+        with open(path, 'wb') as file:
+            np.save(file, np.zeros(3))
+        self.assert_user_error('set.npz', 'damaged', dataset=path)
+
+
+class FolderTest(Base):
+
+    def test_read(self):
+        images = random_images(6, 8)
+        for i, image in enumerate(images):
+            self.save(f'{i // 2}/{"abcdef"[i]}.{"png" if i % 2 else "bmp"}', image)
+        self.save('.hidden/x.png', images[0])
+        self.save('0/.hidden.png', images[0])
+        with open(self.path('images', 'notes.txt'), 'w', encoding='utf-8') as file:
+            file.write('not an image')
+        found = dataset.load_dataset(self.path(), 'images')
+        self.assertEqual((found.shape, len(found), found.name), ([3, 8, 8], 6, 'images'))
+        for _ in range(2):      # The second time from memory.
+            self.assertAllEqual(found.read([5, 0, 5, 2])[0], images[[5, 0, 5, 2]])
+        self.assertAllEqual(dataset.load_dataset(self.path('images'), resolution=4).read(np.arange(6))[0],
+                            dataset.reduce_images(images, 1))
+        self.assertLen(dataset.load_dataset(self.path('images'), max_images=4), 4)
+        self.assertEqual(found.fingerprint, dataset.load_dataset(self.save_npz(images=images)).fingerprint)
+
+    def test_labels_from_subfolders(self):
+        images = random_images(5, 8)
+        names = ['dog/2.png', 'cat/deep/1.png', 'cat/3.png', 'owl/4.png']
+        for name, image in zip(names, images, strict=False):
+            self.save(name, image)
+        found = dataset.load_dataset(self.path('images'), max_label_size='full')
+        self.assertEqual(found.class_counts(), {'cat': 2, 'dog': 1, 'owl': 1})
+        self.assertAllEqual(found.labels, np.eye(3)[[0, 0, 1, 2]])
+        self.save('5.png', images[4])
+        self.assertEqual(dataset.load_dataset(self.path('images')).label_size, 0)
+        self.assert_user_error('5.png is not in one', dataset=self.path('images'), max_label_size='full')
+
+    def test_labels_from_json(self):
+        for i, image in enumerate(random_images(3, 8)):
+            self.save(f'one/{i}.png', image)
+        self.assert_user_error('labels were asked for', 'dataset.json', dataset=self.path('images'),
+                               max_label_size=1)
+
+        def write(content):
+            with open(self.path('images', 'dataset.json'), 'w', encoding='utf-8') as file:
+                file.write(content if isinstance(content, str) else json.dumps(content))
+        write({'labels': [['one/2.png', 0], ['one\\0.png', 3], ['one/1.png', 1]]})
+        found = dataset.load_dataset(self.path('images'), max_label_size='full')
+        self.assertAllEqual(found.labels, np.eye(4)[[3, 1, 0]])
+        write({'labels': [['one/0.png', [0, 0.5]], ['one/1.png', [1, 0]], ['one/2.png', [2, 2]]]})
+        found = dataset.load_dataset(self.path('images'), max_label_size='full')
+        self.assertAllEqual(found.labels, [[0, 0.5], [1, 0], [2, 2]])
+        for content, fragment in [
+            ({'labels': [['one/0.png', 0], ['one/1.png', 0]]}, 'one/2.png'),
+            ({'labels': [['one/0.png', 0], ['one/1.png', [1]], ['one/2.png', 0]]}, 'all integers'),
+            ({'labels': [['one/0.png', 0], ['one/1.png', -1], ['one/2.png', 0]]}, 'from -1'),
+            ({'label': []}, 'is not of the form'),
+            ('{', 'is not of the form'),
+            ({'labels': None}, 'labels were asked for'),
+        ]:
+            write(content)
+            self.assert_user_error(fragment, dataset=self.path('images'), max_label_size='full')
+            self.assertLen(dataset.load_dataset(self.path('images')), 3)
+
+    def test_modes(self):
+        gray = random_images(3, 8, 1)
+        for i, image in enumerate(gray):
+            self.save(f'{i}.png', image, mode='LA' if i == 1 else None)
+        found = dataset.load_dataset(self.path('images'))
+        self.assertEqual(found.shape, [1, 8, 8])
+        self.assertAllEqual(found.read(np.arange(3))[0], gray)
+        color = random_images(2, 8)
+        self.save('3.png', color[0], mode='RGBA')       # Opaque.
+        color[1] = color[1] // 128 * 255                # Few colours, so that a palette holds them all.
+        self.save('4.png', color[1], mode='P', optimize=True)
+        found = dataset.load_dataset(self.path('images'))
+        self.assertEqual(found.shape, [3, 8, 8])
+        images = found.read(np.arange(5))[0]
+        self.assertAllEqual(images[:3], np.repeat(gray, 3, axis=3))
+        self.assertAllEqual(images[3], color[0])
+        with PIL.Image.open(self.path('images', '4.png')) as image:
+            self.assertAllEqual(images[4], np.asarray(image.convert('RGB')))
+
+    def test_transparency(self):
+        image = np.full([8, 8, 4], 255, np.uint8)
+        image[3, 3, 3] = 254
+        path = self.save('a.png', image)
+        self.assert_user_error(path, 'transparent', dataset=self.path('images'))
+        self.save('a.png', random_images(1, 8)[0])
+        picture = PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert('P')
+        picture.save(self.path('images', 'b.png'), transparency=3)
+        self.assert_user_error('b.png', 'transparent', dataset=self.path('images'))
+
+    def test_errors(self):
+        self.assert_user_error('no data set at', 'nowhere', dataset=self.path('nowhere'))
+        os.makedirs(self.path('images'))
+        self.assert_user_error('images holds no data set', dataset=self.path('images'))
+        self.assert_user_error('image_s', 'holds: images', data_dir=self.path(), dataset='image_s')
+        first = self.save('a.png', random_images(1, 8)[0])
+        second = self.save('b.png', random_images(1, 16)[0])
+        self.assert_user_error(first, '8x8', second, '16x16', dataset=self.path('images'))
+        with open(second, 'wb'):
+            pass
+        self.assert_user_error(second, 'is empty', dataset=self.path('images'))
+        with open(second, 'wb') as file:
+            file.write(b'\x89PNG\r\n nothing of the kind')
+        self.assert_user_error(second, 'cannot be read', dataset=self.path('images'))
+        PIL.Image.fromarray(np.zeros([8, 8], np.uint16)).save(second)
+        self.assert_user_error(second, '8 bits', dataset=self.path('images'))
+        os.remove(second)
+        self.save('a.png', random_images(1, 12)[0])
+        self.assert_user_error(first, '12x12', 'power of two', dataset=self.path('images'))
+        self.save('a.png', random_images(1, 16)[0][:8])
+        self.assert_user_error(first, '16x8', dataset=self.path('images'))
+        self.save('a.png', random_images(1, 16)[0])
+        self.assert_user_error('resolution 32', '16x16', dataset=self.path('images'), resolution=32)
+        os.truncate(first, os.path.getsize(first) // 2)
+        with self.assertRaises(UserError) as caught:    # Only the pixels are missing, the header is there.
+            dataset.load_dataset(self.path('images')).read([0])
+        self.assert_message(caught.exception, first, 'damaged')
+        self.assert_user_error('label_attr', dataset=self.path('images'), label_attr='hat')
+        self.assert_user_error('label_file', dataset=self.path('images'), label_file='x.labels')
+        self.assert_user_error('is a file', dataset=first)
+
+
+if __name__ == '__main__':
+    tf.test.main()

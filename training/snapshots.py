@@ -1,0 +1,100 @@
+"""The pictures and networks that a run leaves in its directory while it trains."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dnnlib.submission import make_run_dir_path
+from dnnlib.tflib import legacy
+from dnnlib.tflib.network import Network
+from dnnlib.util import UserError, gfile, is_remote_path
+from training import misc
+from training.dataset import Dataset
+
+SNAPSHOT_NAME = 'network-snapshot-%06d.pkl'
+
+
+def load_networks(path: str) -> tuple[Network, Network, Network]:
+    """The networks (G, D, Gs) of a snapshot; UserError where the file holds something else."""
+    states = legacy.network_states(legacy.load_pkl(path))
+    if len(states) != 3:
+        raise UserError(f'{path}: expected a snapshot of the three networks G, D and Gs. Received: '
+                        f'{", ".join(state.name for state in states)}')
+    G, D, Gs = (Network.from_state(state) for state in states)
+    return G, D, Gs
+
+
+def kimg_of_snapshot(path: str | None) -> float:
+    """Progress in kimg that stands in the name of a snapshot, 0 where there is none."""
+    match = re.search(r'network-snapshot-(\d+)\.pkl$', path or '')
+    return float(match[1]) if match else 0.0
+
+
+class ImageSnapshots:
+    """The sample sheets of a run: the same latents and labels in every picture.
+
+    Args:
+        training_set: Source of the reals and labels.
+        grid_args: size and layout of `misc.setup_snapshot_image_grid`.
+        latent_size: Size of z.
+        seed: Of the choice of reals and of the latents.
+    """
+
+    def __init__(self, training_set: Dataset, grid_args: dict[str, Any], latent_size: int, seed: int):
+        self.grid_size, self._reals, self.labels = misc.setup_snapshot_image_grid(
+            training_set, seed=seed % 2 ** 32, **grid_args)
+        self._latents = np.random.RandomState(seed % 2 ** 32).randn(len(self._reals), latent_size).astype(np.float32)
+
+    def save_reals(self, name: str = 'reals.png') -> np.ndarray:
+        """Writes the sheet of real images to the run directory; returns it as uint8 [H, W, C]."""
+        return self._save(self._reals, name, [0, 255])
+
+    def save_fakes(self, Gs: Network, name: str, minibatch_size: int) -> np.ndarray:
+        """Writes the sheet of generated images, without truncation and with fixed noise; returns it likewise."""
+        fakes = Gs.run(self._latents, self.labels, is_validation=True, randomize_noise=False,
+                       minibatch_size=min(minibatch_size, len(self._latents)))
+        return self._save(fakes, name, [-1, 1])
+
+    def _save(self, images: np.ndarray, name: str, drange: Sequence[float]) -> np.ndarray:
+        misc.save_image_grid(images, make_run_dir_path(name), drange=drange, grid_size=self.grid_size)
+        picture = np.asarray(misc.convert_to_pil_image(misc.create_image_grid(images, self.grid_size), drange))
+        return picture if picture.ndim == 3 else picture[:, :, np.newaxis]
+
+
+class NetworkSnapshots:
+    """The pickles (G, D, Gs) of a run.
+
+    Args:
+        networks: (G, D, Gs).
+        keep: Number of snapshots to keep besides network-final.pkl. None = all.
+        names: Those that an earlier part of the run has written.
+    """
+
+    def __init__(self, networks: Sequence[Network], keep: int | None, names: Sequence[str] = ()):
+        self._networks, self._keep, self.names = tuple(networks), keep, list(names)
+
+    def save(self, nimg: int) -> str:
+        """Writes the snapshot of this moment, then removes what is too many; returns the path."""
+        name = SNAPSHOT_NAME % (nimg // 1000)
+        path = self.save_as(name)
+        self.names = [other for other in self.names if other != name] + [name]
+        while self._keep is not None and len(self.names) > self._keep:
+            _remove(make_run_dir_path(self.names.pop(0)))
+        return path
+
+    def save_as(self, name: str) -> str:
+        """Writes the networks to a file of the run directory."""
+        path = make_run_dir_path(name)
+        legacy.save_pkl(tuple(network.state() for network in self._networks), path)
+        return path
+
+
+def _remove(path: str) -> None:
+    if is_remote_path(path):
+        if gfile().exists(path):
+            gfile().remove(path)
+    elif os.path.exists(path):
+        os.remove(path)

@@ -1,0 +1,328 @@
+"""What changes during training - networks, optimizers, moving averages - and the steps that change it.
+
+A minibatch is processed in phases (G, G_reg, D, D_reg; then the moving average of the weights). Each phase is one
+traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are drawn, their gradients are
+averaged over rounds and replicas, and one Adam step is taken. The random numbers of a piece depend on the seed, the
+step, the phase and the number of the piece in the minibatch alone. So a run can be resumed exactly, and N replicas
+compute what one replica computes in N rounds.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dnnlib.util import UserError
+from training.context import StepContext
+from training.dataset import process_reals
+from training.optimizer import Optimizer
+from training.replica import local_assign, local_handle, local_read, unwrap
+from training.schedule import lazy_regularization
+
+
+def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strategy:
+    """The distribution strategy of a run.
+
+    Args:
+        num_gpus: Number of replicas: GPUs, or logical CPUs on a machine without a GPU.
+        name: 'auto' = one device as it is, several by MirroredStrategy, several workers (TF_CONFIG is set) by
+            MultiWorkerMirroredStrategy; or 'none', 'mirrored', 'multiworker'.
+
+    Errors: UserError when there are fewer devices than asked for.
+    """
+    if name == 'auto':
+        name = 'multiworker' if os.environ.get('TF_CONFIG') else 'none' if num_gpus == 1 else 'mirrored'
+    if name == 'multiworker':
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == 'none':
+        if num_gpus != 1:
+            raise UserError(f'--strategy=none is for one device. Received: --num-gpus={num_gpus}')
+        return tf.distribute.get_strategy()
+    gpus = tf.config.list_logical_devices('GPU')
+    if len(gpus) >= num_gpus:
+        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:num_gpus]])
+    if gpus:
+        raise UserError(f'--num-gpus={num_gpus} was asked for, but TensorFlow sees {len(gpus)} GPUs. '
+                        f'Use --num-gpus={len(gpus)}')
+    cpus = tf.config.list_logical_devices('CPU')
+    if len(cpus) < num_gpus:
+        raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical CPUs')
+    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:num_gpus]],
+                                          cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+@dataclasses.dataclass(eq=False)
+class Phase:
+    """One kind of update: which loss, of which network, how often."""
+
+    name: str                       # 'G', 'G_reg', 'D', 'D_reg'.
+    index: int                      # Number of the phase, a part of the random seed.
+    network: Any                    # The layer whose weights are trained.
+    optimizer: Optimizer
+    parts: Callable                 # (ctx, minibatch size, reals, labels) → (loss, reg) of training.loss.
+    use_loss: bool                  # Minimize the loss?
+    use_reg: bool                   # Minimize the regularization term?
+    reg_weight: float               # Factor on the regularization term.
+    interval: int                   # Run every so many minibatches.
+    needs_reals: bool
+
+    def total(self, ctx: StepContext, minibatch_size: int, reals: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """What this phase minimizes, a scalar."""
+        loss, reg = self.parts(ctx, minibatch_size, reals, labels)
+        total = tf.reduce_mean(loss()) if self.use_loss else 0.0
+        if self.use_reg and reg is not None:
+            total += tf.reduce_mean(reg()) * self.reg_weight
+        return total
+
+
+class Trainer:
+    """Networks, optimizers and state of a training run, and one method per thing that happens to them.
+
+    Args are given in the constructor; everything is created in the scope of `strategy`, in which the networks must
+    have been created too.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        G, D, Gs,                               # Layers: generator, discriminator, moving average of the generator.
+        G_loss: Callable, G_loss_args: dict,    # Function of training.loss and its keyword arguments.
+        D_loss: Callable, D_loss_args: dict,
+        G_opt_args: dict | None = None,         # beta1, beta2, epsilon.
+        D_opt_args: dict | None = None,
+        labels: np.ndarray | None = None,       # Label of every image of the data set [N, label_size].
+        lazy_regularization: bool = True,       # Evaluate the regularizers less often than the losses?
+        G_reg_interval: int | None = 4,         # Minibatches per regularization of G.
+        D_reg_interval: int | None = 16,        # Minibatches per regularization of D.
+        seed: int = 1000,
+    ):
+        self.strategy, self.G, self.D, self.Gs, self.seed = strategy, G, D, Gs, int(seed)
+        self.lazy = lazy_regularization
+        self.num_replicas = strategy.num_replicas_in_sync
+        self.label_table = tf.constant(labels, tf.float32) if labels is not None and labels.shape[1] else None
+        self.intervals = {'G': G_reg_interval, 'D': D_reg_interval}
+        with strategy.scope():
+            self.loss_state = {name: tf.Variable(value, dtype=tf.float32, trainable=False)
+                               for loss in (G_loss, D_loss) for name, value in getattr(loss, 'state', {}).items()}
+            self.optimizers = {role: self._make_optimizer(role, network, args or {})
+                               for role, network, args in [('G', G, G_opt_args), ('D', D, D_opt_args)]}
+        G_parts = functools.partial(_generator_parts, G_loss, G, D, G_loss_args)
+        D_parts = functools.partial(_discriminator_parts, D_loss, G, D, D_loss_args)
+        self.phases = [*self._make_phases('G', G, G_parts, 0, False), *self._make_phases('D', D, D_parts, 2, True)]
+        self._functions: dict = {}
+        self._accumulators: dict[str, list] = {}
+        self._updated: dict[str, list] = {}
+
+    def _lazy_ratio(self, role: str) -> int | None:
+        return self.intervals[role] if self.lazy else None
+
+    def _make_optimizer(self, role: str, network, args: dict) -> Optimizer:
+        beta1, beta2 = args.get('beta1', 0.0), args.get('beta2', 0.99)
+        _, beta1, beta2 = lazy_regularization(1.0, beta1, beta2, self._lazy_ratio(role))
+        named = network.named_trainables()
+        return Optimizer(f'Train{role}', list(named.values()), beta1=beta1, beta2=beta2,
+                         epsilon=args.get('epsilon', 1e-8), variable_names=list(named))
+
+    def _make_phases(self, role, network, parts, index, needs_reals) -> list[Phase]:
+        common = dict(network=network, optimizer=self.optimizers[role], parts=parts, needs_reals=needs_reals)
+        interval = self._lazy_ratio(role)
+        if interval is None:
+            return [Phase(role, index, use_loss=True, use_reg=True, reg_weight=1, interval=1, **common)]
+        phases = [Phase(role, index, use_loss=True, use_reg=False, reg_weight=0, interval=1, **common)]
+        # Whether there is a regularizer is known without running anything: the parts are closures.
+        if parts(StepContext(tf.zeros([2], tf.int32)), 1, tf.zeros([1, 1, 1, 1]), tf.zeros([1, 0]))[1] is not None:
+            phases.append(Phase(f'{role}_reg', index + 1, use_loss=False, use_reg=True, reg_weight=interval,
+                                interval=interval, **common))
+        return phases
+
+    def learning_rate(self, role: str, lrate: float) -> float:
+        """The learning rate adjusted for lazy regularization (StyleGAN2, appendix B)."""
+        return lazy_regularization(lrate, 0.0, 0.0, self._lazy_ratio(role))[0]
+
+    def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
+             G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
+        """One minibatch: G, G_reg, moving average, D, D_reg, each where it is due.
+
+        Args:
+            step: Number of minibatches before this one.
+            images: uint8 [minibatch_size, H, W, C], the reals of the discriminator.
+            labels: float32 [minibatch_size, label_size].
+            minibatch_gpu: Samples that one replica processes at a time.
+            G_lrate, D_lrate: Learning rates before the adjustment for lazy regularization.
+            ema_beta: Decay of the moving average of G.
+
+        Returns one {name: moments} per call of a traced function, to be summed up (`training.context`).
+        """
+        rounds, rest = divmod(len(images), minibatch_gpu * self.num_replicas)
+        if rest or not rounds:
+            raise UserError(f'minibatch_size must be a multiple of minibatch_gpu times the number of replicas, '
+                            f'{minibatch_gpu} x {self.num_replicas}. Received: {len(images)}')
+        lrates = {'G': self.learning_rate('G', G_lrate), 'D': self.learning_rate('D', D_lrate)}
+        reports = []
+        for phase in self.phases:
+            if phase.name == 'D':
+                self.update_average(ema_beta)
+            if step % phase.interval == 0:
+                reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrates[phase.name[0]])
+        return reports
+
+    def run_phase(self, phase: Phase, step: int, images, labels, minibatch_gpu: int, rounds: int,
+                  lrate: float) -> list[dict]:
+        """One update of one network, in one traced call or, with several rounds, in one per round and a last one."""
+        seed = tf.constant([self.seed % 2 ** 31, step % 2 ** 31], tf.int32)
+        lrate = tf.constant(lrate, tf.float32)
+        images, labels = np.asarray(images), np.asarray(labels)
+        if not phase.needs_reals:
+            images, labels = images[:, :0, :0], labels[:, :0]
+        if rounds == 1:
+            reals = self._distribute(images, labels, minibatch_gpu, 1, 0)
+            return [self._function(phase, 'whole', minibatch_gpu)(seed, tf.constant(0), tf.constant(1), *reals, lrate)]
+        self._make_accumulators(phase)
+        reports = []
+        for index in range(rounds):
+            reals = self._distribute(images, labels, minibatch_gpu, rounds, index)
+            reports.append(self._function(phase, 'accumulate', minibatch_gpu)(
+                seed, tf.constant(index), tf.constant(rounds), *reals, lrate))
+        self._function(phase, 'apply', minibatch_gpu)(lrate)
+        return reports
+
+    def _distribute(self, images, labels, minibatch_gpu, rounds, index):
+        """The piece of the minibatch that each replica processes in round `index`."""
+        def piece(array):
+            def of_replica(ctx):
+                begin = (ctx.replica_id_in_sync_group * rounds + index) * minibatch_gpu
+                return tf.convert_to_tensor(array[begin:begin + minibatch_gpu])
+            if self.num_replicas == 1:
+                return tf.convert_to_tensor(array[index * minibatch_gpu:(index + 1) * minibatch_gpu])
+            return self.strategy.experimental_distribute_values_from_function(of_replica)
+        return piece(images), piece(labels)
+
+    def _function(self, phase: Phase, kind: str, minibatch_gpu: int) -> Callable:
+        """The traced function of a phase; `kind` is 'whole', 'accumulate' or 'apply'."""
+        key = (phase.name, kind, minibatch_gpu)
+        if key not in self._functions:
+            body = {'whole': functools.partial(self._whole, phase, minibatch_gpu),
+                    'accumulate': functools.partial(self._accumulate, phase, minibatch_gpu),
+                    'apply': functools.partial(self._apply, phase)}[kind]
+
+            def traced(*args):
+                reports = self.strategy.run(body, args=args)
+                if self.num_replicas == 1:
+                    return reports
+                return {name: self.strategy.reduce('SUM', value, axis=None) for name, value in reports.items()}
+
+            self._functions[key] = tf.function(traced, autograph=False)
+        return self._functions[key]
+
+    def _gradients(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels):
+        """Gradients, state updates and reports of one piece of the minibatch."""
+        piece = tf.distribute.get_replica_context().replica_id_in_sync_group * rounds + index
+        for number in (phase.index, piece):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        ctx = StepContext(seed, self.label_table, self.loss_state)
+        reals = process_reals(images) if phase.needs_reals else None
+        with tf.GradientTape() as tape:
+            total = phase.total(ctx, minibatch_gpu, reals, labels)
+        sources = [unwrap(variable) for variable in phase.optimizer.variables]
+        gradients = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return gradients, ctx.updates, ctx.reports
+
+    def _whole(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, lrate) -> dict:
+        gradients, updates, reports = self._gradients(phase, minibatch_gpu, seed, index, rounds, images, labels)
+        finite = phase.optimizer.apply(gradients, lrate)
+        self._assign_state([variable for variable, _ in updates], [value for _, value in updates], finite)
+        return reports
+
+    def _accumulate(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, _lrate) -> dict:
+        gradients, updates, reports = self._gradients(phase, minibatch_gpu, seed, index, rounds, images, labels)
+        accumulators = self._accumulators[phase.name]
+        self._updated[phase.name] = [variable for variable, _ in updates]
+        values = [*gradients, *[value for _, value in updates]]
+        sums = [*accumulators[:len(gradients)],
+                *[accumulators[len(gradients) + self._state_index(variable)] for variable, _ in updates]]
+        for variable, value in zip(sums, values, strict=True):
+            part = tf.cast(value, variable.dtype) / tf.cast(rounds, variable.dtype)
+            tf.raw_ops.AssignAddVariableOp(resource=local_handle(variable), value=part)
+        return reports
+
+    def _apply(self, phase: Phase, lrate) -> dict:
+        accumulators = self._accumulators[phase.name]
+        count = len(phase.optimizer.variables)
+        finite = phase.optimizer.apply([local_read(variable) for variable in accumulators[:count]], lrate)
+        updated = self._updated[phase.name]
+        self._assign_state(updated, [local_read(accumulators[count + self._state_index(variable)])
+                                     for variable in updated], finite)
+        for variable in accumulators:
+            local_assign(variable, tf.zeros(variable.shape, variable.dtype))
+        return {}
+
+    def _assign_state(self, variables, values, finite) -> None:
+        """New values of the moving averages and the like: the mean over replicas, kept out when not finite."""
+        ctx = tf.distribute.get_replica_context()
+        for variable, value in zip(variables, values, strict=True):
+            value = tf.cast(value, unwrap(variable).dtype)
+            if self.num_replicas > 1:
+                value = ctx.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+            usable = tf.logical_and(finite, tf.reduce_all(tf.math.is_finite(value)))
+            local_assign(variable, tf.where(usable, value, local_read(variable)))
+
+    def _state_variables(self) -> list:
+        """Variables that a forward pass may update: small ones, not the noise inputs."""
+        own = [variable for network in (self.G, self.D) for variable in network.named_variables().values()
+               if not variable.trainable and len(variable.shape) < 2]
+        return [*own, *self.loss_state.values()]
+
+    def _state_index(self, variable) -> int:
+        return next(index for index, other in enumerate(self._state_variables()) if other is variable)
+
+    def _make_accumulators(self, phase: Phase) -> None:
+        if phase.name not in self._accumulators:
+            with self.strategy.scope():
+                self._accumulators[phase.name] = [
+                    tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
+                    for variable in [*phase.optimizer.variables, *self._state_variables()]]
+
+    def update_average(self, beta: float) -> None:
+        """Gs ← lerp(G, Gs, beta) for the trainables; everything else is copied (ProGAN, appendix A)."""
+        if 'average' not in self._functions:
+            def average(beta):
+                sources, targets = self.G.named_variables(), self.Gs.named_variables()
+                for name, target in targets.items():
+                    value = local_read(sources[name])
+                    if target.trainable:
+                        value += (local_read(target) - value) * tf.cast(beta, value.dtype)
+                    local_assign(target, value)
+            self._functions['average'] = tf.function(
+                lambda beta: self.strategy.run(average, args=(beta,)), autograph=False)
+        self._functions['average'](tf.constant(beta, tf.float32))
+
+    def reset_optimizers(self) -> None:
+        """Forgets the moments of Adam, as at the start of a new resolution."""
+        for optimizer in self.optimizers.values():
+            optimizer.reset()
+
+    def skipped_in_a_row(self) -> dict[str, int]:
+        """Number of updates left out since the last good one, because gradients were not finite."""
+        return {role: int(optimizer.skipped_in_a_row.numpy()) for role, optimizer in self.optimizers.items()}
+
+    def state(self) -> dict[str, tf.Variable]:
+        """Every variable that a checkpoint has to hold, under a stable name."""
+        state = {f'{role}/{name}': unwrap(variable)
+                 for role, network in [('G', self.G), ('D', self.D), ('Gs', self.Gs)]
+                 for name, variable in network.named_variables().items()}
+        for role, optimizer in self.optimizers.items():
+            state.update({f'Train{role}/{name}': variable for name, variable in optimizer.state().items()})
+        state.update({f'loss/{name}': variable for name, variable in self.loss_state.items()})
+        return state
+
+
+def _generator_parts(loss, G, D, kwargs, ctx, minibatch_size, reals, labels):
+    return loss(G, D, ctx, minibatch_size, **kwargs)
+
+
+def _discriminator_parts(loss, G, D, kwargs, ctx, minibatch_size, reals, labels):
+    return loss(G, D, ctx, minibatch_size, reals, labels, **kwargs)

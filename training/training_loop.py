@@ -1,0 +1,238 @@
+"""The training loop: schedule, steps, ticks, snapshots, checkpoints."""
+
+import resource
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dnnlib import tflib
+from dnnlib.submission import RunContext
+from dnnlib.tflib import autosummary
+from dnnlib.tflib.autosummary import autosummary as report
+from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
+from metrics.metric_base import MetricGroup
+from training.checkpoint import TrainingCheckpoint
+from training.dataset import Dataset, load_dataset
+from training.schedule import ema_beta, training_schedule
+from training.snapshots import ImageSnapshots, NetworkSnapshots, kimg_of_snapshot, load_networks
+from training.trainer import Trainer, make_strategy
+
+MAX_SKIPPED = 100       # Updates in a row without finite gradients, after which training counts as diverged.
+CHECK_INTERVAL = 50     # Minibatches between two looks at counters on the device, each of which waits for it.
+
+
+def training_loop(
+    submit_config,                          # Of the run, from dnnlib.submit_run.
+    G_args: dict,                           # Arguments of the generator, func_name among them.
+    D_args: dict,                           # Arguments of the discriminator.
+    G_loss_args: dict,                      # Arguments of the generator's loss, func_name among them.
+    D_loss_args: dict,                      # Arguments of the discriminator's loss.
+    G_opt_args: dict | None = None,         # beta1, beta2, epsilon of the generator's optimizer.
+    D_opt_args: dict | None = None,         # ... of the discriminator's.
+    dataset_args: dict | None = None,       # Arguments of training.dataset.load_dataset.
+    sched_args: dict | None = None,         # Arguments of training.schedule.training_schedule.
+    grid_args: dict | None = None,          # size and layout of the image snapshots.
+    metric_arg_list: list = (),             # Metrics to run on snapshots.
+    data_dir: str | None = None,            # Directory to load data sets from.
+    G_smoothing_kimg: float = 10.0,         # Half-life of the moving average of the generator, in kimg.
+    minibatch_repeats: int = 4,             # Minibatches to run before the schedule is looked at again.
+    lazy_regularization: bool = True,       # Evaluate the regularizers less often than the losses?
+    G_reg_interval: int | None = 4,         # Minibatches per regularization of G. Ignored unless lazy.
+    D_reg_interval: int | None = 16,        # Minibatches per regularization of D. Ignored unless lazy.
+    total_kimg: float = 25000,              # Length of the training in thousands of real images.
+    mirror_augment: bool = False,           # Flip half of the reals?
+    image_snapshot_ticks: int | None = 50,  # Ticks per image snapshot. None = at the end only.
+    network_snapshot_ticks: int | None = 50,    # Ticks per network snapshot and checkpoint. None = at the end only.
+    keep_snapshots: int | None = None,      # Network snapshots to keep besides the final one. None = all.
+    resume_pkl: str | None = None,          # Snapshot to start from. None = from scratch.
+    resume_kimg: float | None = None,       # Progress to start from. None = that in the name of resume_pkl, or 0.
+    seed: int = 1000,                       # Of initial weights, data order and all random numbers.
+    num_gpus: int = 1,                      # Number of replicas.
+    strategy: str = 'auto',                 # See training.trainer.make_strategy.
+) -> EasyDict:
+    """Trains a network, writing everything to the run directory; returns the progress with which it ended.
+
+    Where the run directory holds a checkpoint, the run goes on from it exactly as if it had not stopped.
+
+    Errors: UserError for unusable data or arguments, and when training has diverged.
+    """
+    ctx = RunContext.get()
+    tflib.init_tf()
+    keras.utils.set_random_seed(seed % 2 ** 32)
+    training_set = load_dataset(data_dir=data_dir, verbose=True, seed=seed, **(dataset_args or {}))
+    sched_args = dict(sched_args or {}, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus)
+    sched = training_schedule(0, **sched_args)
+
+    distribution = make_strategy(num_gpus, strategy)
+    with distribution.scope():
+        G, D, Gs = networks = _make_networks(training_set, G_args, D_args, resume_pkl)
+        trainer = Trainer(distribution, G.layer, D.layer, Gs.layer, *_loss_of(G_loss_args), *_loss_of(D_loss_args),
+                          G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.labels,
+                          lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
+                          D_reg_interval=D_reg_interval, seed=seed)
+
+    # Everything about the run that is neither a variable nor an argument.
+    start_kimg = kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg
+    progress = EasyDict(nimg=int(start_kimg * 1000), step=0, tick=-1, tick_nimg=int(start_kimg * 1000),
+                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[])
+    checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
+    stored = checkpoint.restore()
+    progress.update(stored or {})
+    autosummary.set_state(progress.moments)
+    time_before = progress.total_time
+
+    images = ImageSnapshots(training_set, grid_args or {}, G.input_shape[1], seed)
+    snapshots = NetworkSnapshots(networks, keep_snapshots, progress.snapshots)
+    metrics = MetricGroup(metric_arg_list)
+    writer = autosummary.FileWriter(ctx.run_dir)
+    if stored is None:
+        G.print_layers()
+        D.print_layers()
+        writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
+        writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
+        writer.add_images('Images/fakes', images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu), progress.nimg)
+        print(f'Training for {total_kimg} kimg...\n')
+    else:
+        print(f'Resuming at {progress.nimg / 1000:.1f} of {total_kimg} kimg...\n')
+
+    def save_state() -> None:
+        _collect(reports)
+        progress.update(moments=autosummary.get_state(), snapshots=snapshots.names,
+                        total_time=time_before + ctx.get_time_since_start())
+        checkpoint.save(progress, progress.step)
+
+    reports, batches, batch_size = [], None, None
+    maintenance_time = ctx.get_time_since_last_update()
+    ctx.update(cur_epoch=progress.nimg // 1000, max_epoch=total_kimg)
+    done = progress.nimg >= total_kimg * 1000
+    try:
+        while not done and not ctx.should_stop():
+            # The schedule is looked at every few minibatches; a resumed run must not look at other moments.
+            if progress.step % minibatch_repeats == 0:
+                progress.sched_nimg = progress.nimg
+            sched = training_schedule(progress.sched_nimg, **sched_args)
+            if batch_size != sched.minibatch_size:
+                if batches is not None:
+                    batches.close()
+                batch_size = sched.minibatch_size
+                batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment)
+            reals, labels = next(batches)
+            reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate, sched.D_lrate,
+                                    ema_beta(batch_size, G_smoothing_kimg))
+            progress.nimg += batch_size
+            progress.step += 1
+            done = progress.nimg >= total_kimg * 1000
+            if progress.step % CHECK_INTERVAL == 0 or done:
+                _collect(reports)
+                _check_divergence(trainer)
+            if not (done or progress.tick < 0 or progress.nimg >= progress.tick_nimg + sched.tick_kimg * 1000):
+                continue
+
+            # A tick: progress, pictures, snapshots.
+            progress.tick += 1
+            _collect(reports)
+            _check_divergence(trainer)
+            tick_kimg = (progress.nimg - progress.tick_nimg) / 1000
+            progress.tick_nimg = progress.nimg
+            tick_time = ctx.get_time_since_last_update()
+            _print_tick(progress, sched, trainer, tick_kimg, tick_time, maintenance_time,
+                        time_before + ctx.get_time_since_start())
+            if done or (image_snapshot_ticks and progress.tick % image_snapshot_ticks == 0):
+                sheet = images.save_fakes(Gs, f'fakes{progress.nimg // 1000:06d}.png', sched.minibatch_gpu)
+                writer.add_images('Images/fakes', sheet, progress.nimg)
+            is_snapshot = done or (network_snapshot_ticks and progress.tick % network_snapshot_ticks == 0)
+            if is_snapshot:
+                path = snapshots.save(progress.nimg)
+                metrics.run(path, run_dir=ctx.run_dir, data_dir=data_dir, num_gpus=num_gpus)
+                metrics.update_autosummaries()
+            autosummary.save_summaries(writer, progress.nimg)
+            if is_snapshot:
+                save_state()
+            ctx.update(cur_epoch=progress.nimg // 1000, max_epoch=total_kimg)
+            maintenance_time = ctx.get_last_update_interval() - tick_time
+        if done:
+            print(f'\nWrote {snapshots.save_as("network-final.pkl")}')
+        else:
+            save_state()
+            snapshots.save(progress.nimg)
+            print(f'\nStopped at kimg {progress.nimg / 1000:.1f} ({ctx.stop_reason}); the state is saved.')
+    finally:
+        if batches is not None:
+            batches.close()
+        writer.close()
+        training_set.close()
+    return progress
+
+
+def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl: str | None):
+    """(G, D, Gs), new or from a snapshot, whose shapes must be those of the data set."""
+    if resume_pkl is not None:
+        print(f'Loading networks from {resume_pkl}...')
+        networks = load_networks(resume_pkl)
+        expected = [None, *training_set.shape]
+        if networks[1].input_shape != expected or networks[1].input_shapes[1][1] != training_set.label_size:
+            raise UserError(f'{resume_pkl} is for images {networks[1].input_shape[1:]} with label size '
+                            f'{networks[1].input_shapes[1][1]}; the data set has {expected[1:]} and '
+                            f'{training_set.label_size}')
+        return networks
+    print('Constructing networks...')
+    shape = dict(num_channels=training_set.shape[0], resolution=training_set.shape[1],
+                 label_size=training_set.label_size)
+    G = tflib.Network('G', **shape, **G_args)
+    D = tflib.Network('D', **shape, **D_args)
+    return G, D, G.clone('Gs')
+
+
+def _loss_of(args: dict) -> tuple:
+    """The loss function and its keyword arguments."""
+    return get_obj_by_name(args['func_name']), {key: value for key, value in args.items() if key != 'func_name'}
+
+
+def _collect(reports: list[dict]) -> None:
+    """Hands what the steps reported to autosummary, and empties the list. Waits for the device."""
+    for collected in reports:
+        for name, moments in collected.items():
+            autosummary.autosummary_moments(name, *np.asarray(moments))
+    reports.clear()
+
+
+def _check_divergence(trainer: Trainer) -> None:
+    for role, count in trainer.skipped_in_a_row().items():
+        if count >= MAX_SKIPPED:
+            raise UserError(
+                f'training has diverged: the last {count} updates of {role} had non-finite gradients and were left '
+                'out. The last checkpoint and snapshots are from before; try --resume with an earlier '
+                'network-snapshot-*.pkl and a higher --gamma or a lower learning rate')
+
+
+def _print_tick(progress: EasyDict, sched: EasyDict, trainer: Trainer, tick_kimg: float, tick_time: float,
+                maintenance_time: float, total_time: float) -> None:
+    """The official line of a tick, and the same numbers for TensorBoard under the official names."""
+    gpu_memory = _peak_gpu_memory_gb()
+    print('tick %-5d kimg %-8.1f lod %-5.2f minibatch %-4d time %-12s sec/tick %-7.1f sec/kimg %-7.2f '
+          'maintenance %-6.1f gpumem %.1f' % (
+              report('Progress/tick', progress.tick),
+              report('Progress/kimg', progress.nimg / 1000),
+              report('Progress/lod', sched.lod),
+              report('Progress/minibatch', sched.minibatch_size),
+              format_time(report('Timing/total_sec', total_time)),
+              report('Timing/sec_per_tick', tick_time),
+              report('Timing/sec_per_kimg', tick_time / tick_kimg),
+              report('Timing/maintenance_sec', maintenance_time),
+              report('Resources/peak_gpu_mem_gb', gpu_memory)), flush=True)
+    report('Resources/peak_cpu_mem_gb', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+    report('Timing/total_hours', total_time / 3600)
+    report('Timing/total_days', total_time / 86400)
+    for role, lrate in (('G', sched.G_lrate), ('D', sched.D_lrate)):
+        optimizer = trainer.optimizers[role]
+        skipped, applied = int(optimizer.num_skipped.numpy()), int(optimizer.num_applied.numpy())
+        report(f'Train{role}/learning_rate', trainer.learning_rate(role, lrate))
+        report(f'Train{role}/overflow_frequency', skipped / max(skipped + applied, 1))
+
+
+def _peak_gpu_memory_gb() -> float:
+    """Peak memory of the first GPU in GiB, 0 without one."""
+    if not tf.config.list_logical_devices('GPU'):
+        return 0.0
+    return tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2 ** 30
