@@ -9,7 +9,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
-    py_modules=['train', 'run_generator'],
+    py_modules=['train', 'run_generator', 'pretrained_networks'],
     package_data={'training': ['data/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',

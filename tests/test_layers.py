@@ -101,7 +101,8 @@ class GoldenTest(tf.test.TestCase):
 class ModulatedConvTest(tf.test.TestCase):
 
     def _layer(self, **kwargs):
-        layer = ModulatedConv2DLayer('Conv', in_fmaps=3, fmaps=2, kernel=3, dlatent_size=4, dtype='float64', **kwargs)
+        layer = ModulatedConv2DLayer('Conv', in_fmaps=3, fmaps=2, kernel=3, dlatent_size=4, dtype='float64',
+                                     **kwargs)
         randomize(layer, seed=1, scale=0.7)
         return layer
 
@@ -136,14 +137,15 @@ class ModulatedConvTest(tf.test.TestCase):
 
     def test_numeric_derivatives_of_first_and_second_order(self):
         """With respect to x, w and the weights, whose values the layer takes from the arguments here."""
-        for kwargs in [{}, {'up': True, 'resample_kernel': [1, 3, 3, 1]}, {'down': True}, {'demodulate': False}]:
+        for kwargs in [{}, {'up': True, 'resample_kernel': [1, 3, 3, 1]}, {'down': True},
+                       {'demodulate': False}]:
             layer = self._layer(act='swish', **kwargs)
-            values = [layer.weight.numpy(), layer.mod_weight.numpy(), layer.mod_bias.numpy(), layer.bias.numpy()]
+            values = [getattr(layer, name).numpy() for name in ('weight', 'mod_weight', 'mod_bias', 'bias')]
             seed = np.random.RandomState(4).randn(*layer(*self._inputs()).shape)
 
             def func(x, dlatents, weight, mod_weight, mod_bias, bias, layer=layer, seed=seed):
-                with unittest.mock.patch.multiple(layer, weight=weight, mod_weight=mod_weight, mod_bias=mod_bias,
-                                                  bias=bias):
+                with unittest.mock.patch.multiple(layer, weight=weight, mod_weight=mod_weight,
+                                                  mod_bias=mod_bias, bias=bias):
                     return tf.reduce_sum(layer(x, dlatents) * seed)
 
             testutil.assert_derivative(self, func, [*self._inputs(), *values])

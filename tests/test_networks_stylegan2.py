@@ -1,4 +1,4 @@
-"""The StyleGAN2 networks against the official ones: names, shapes, outputs, features, gradients of both orders."""
+"""The StyleGAN2 networks against the official ones: names, shapes, outputs, features, gradients."""
 
 import json
 
@@ -93,7 +93,8 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         self._close(images, a, 'image_psi1')
         self._close(dlatents, a, 'dlatents')
         self._close(run(latents, labels, truncation_psi=None)[0], a, 'image_psi1')
-        truncated = [key.removeprefix('image_') for key in a if key.startswith('image_psi') and 'cutoff' in key]
+        truncated = [key.removeprefix('image_') for key in a
+                     if key.startswith('image_psi') and '_cutoff' in key]
         self.assertGreaterEqual(len(truncated), 2)
         for key in truncated:
             psi, cutoff = key.removeprefix('psi').split('_cutoff')
@@ -107,8 +108,8 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         if snapshot != 'f_uncond_Gskip_Dresnet_64':  # Not recorded there.
             self._close(validated, a, 'image_default_kwargs_val')
         # Validation has arguments of its own; psi may be a tensor in a traced function.
-        traced = tf.function(lambda psi, cutoff: run(latents, labels, is_validation=True, truncation_psi_val=psi,
-                                                     truncation_cutoff_val=cutoff)[0])
+        traced = tf.function(lambda psi, cutoff: run(
+            latents, labels, is_validation=True, truncation_psi_val=psi, truncation_cutoff_val=cutoff)[0])
         self._close(traced(tf.constant(0.5), None), a, 'image_psi0.5_cutoffNone')
         if role == 'G':
             self._close(traced(tf.constant(0.5), tf.constant(4)), a, 'image_psi0.5_cutoff4')
@@ -120,7 +121,8 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         pl_noise = testutil.nhwc(a['pl_noise_raw'])
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(latents)
-            images, dlatents = G(latents, labels, truncation_psi=1, randomize_noise=False, return_dlatents=True)
+            images, dlatents = G(latents, labels, truncation_psi=1, randomize_noise=False,
+                                 return_dlatents=True)
             total = tf.reduce_sum(images * testutil.nhwc(a['grad_seed']))
             pl_total = tf.reduce_sum(images * pl_noise) / np.sqrt(np.prod(pl_noise.shape[1:3]))
         testutil.assert_close(self, tape.gradient(total, latents), a['dsum_dlatents_z'], 0, 1e-3)
@@ -148,7 +150,8 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         options = dict(is_training=True, randomize_noise=False, return_dlatents=True)
 
         self.assertAllEqual(G.dlatent_avg, a['train_dlatent_avg_before'])
-        images, dlatents = G(latents, labels, style_mixing_prob=None, ctx=testutil.RecordedContext(), **options)
+        ctx = testutil.RecordedContext()
+        images, dlatents = G(latents, labels, style_mixing_prob=None, ctx=ctx, **options)
         testutil.assert_close(self, G.dlatent_avg, a['train_dlatent_avg_after'])
         if snapshot != 'f_uncond_Gskip_Dresnet_64':  # Not recorded there.
             self._close(images, a, 'train_image_nomix')
@@ -166,8 +169,8 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
     def test_features(self):
         G, a = self._load(SNAPSHOTS[0], 'G')
         ctx = Context(keep_features=True)
-        G(tf.constant(a['latents'][:2]), tf.constant(a['labels'][:2]), truncation_psi=1, randomize_noise=False,
-          ctx=ctx)
+        latents, labels = tf.constant(a['latents'][:2]), tf.constant(a['labels'][:2])
+        G(latents, labels, truncation_psi=1, randomize_noise=False, ctx=ctx)
         names = [key.removeprefix('feat/') for key in a if key.startswith('feat/')]
         self.assertLen(names, 15)
         for name in names:
@@ -189,7 +192,7 @@ class DiscriminatorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         testutil.assert_close(self, D(images, labels), a['d_scores'])
         for count in (1, 2, 3):
             testutil.assert_close(self, D(images[:count], labels[:count]), a[f'd_scores_first{count}'])
-        traced = tf.function(D, [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None, labels.shape[1]])])
+        traced = tf.function(D, [tf.TensorSpec([None, *value.shape[1:]]) for value in (images, labels)])
         for batch in (8, 3):
             testutil.assert_close(self, traced(images[:batch], labels[:batch]),
                                   a['d_scores' if batch == 8 else 'd_scores_first3'])
@@ -220,8 +223,9 @@ class DiscriminatorGoldenTest(parameterized.TestCase, tf.test.TestCase):
         names = [key.removeprefix('d_feat/') for key in a if key.startswith('d_feat/')]
         self.assertLen(names, 14)
         for name in names:
-            feature, expected = ctx.features[name][:2].numpy(), a[f'd_feat/{name}']
-            testutil.assert_close(self, testutil.nchw(feature) if feature.ndim == 4 else feature, expected, msg=name)
+            feature = ctx.features[name][:2].numpy()
+            feature = testutil.nchw(feature) if feature.ndim == 4 else feature
+            testutil.assert_close(self, feature, a[f'd_feat/{name}'], msg=name)
 
 
 class ShapesTest(parameterized.TestCase, tf.test.TestCase):
@@ -323,7 +327,8 @@ class ShapesTest(parameterized.TestCase, tf.test.TestCase):
 class Float64Test(tf.test.TestCase):
 
     def _network(self, network_class, **kwargs):
-        network = network_class(**{**TINY, 'resolution': 8, 'nonlinearity': 'swish', 'dtype': 'float64'}, **kwargs)
+        options = {**TINY, 'resolution': 8, 'nonlinearity': 'swish', 'dtype': 'float64'}
+        network = network_class(**options, **kwargs)
         rng = np.random.RandomState(1)
         for name, variable in network.named_variables().items():
             if name.endswith(('bias', 'noise_strength')):
@@ -381,7 +386,7 @@ class BadArgumentsTest(tf.test.TestCase):
             (lambda: D(images, tf.zeros([2, 6])), r'Received: \(2, 6\)$'),
             (lambda: tf.function(lambda: G(latents))(), r'labels of shape \[N, 5\]. Received: None'),
             (lambda: D(tf.zeros([6, 16, 16, 3]), tf.zeros([6, 5])), 'divisible by the group size 4'),
-            (lambda: G(latents, tf.zeros([2, 5]), is_training=True, is_validation=True), 'exclude each other'),
+            (lambda: G(latents, tf.zeros([2, 5]), is_training=True, is_validation=True), 'exclude each'),
             (lambda: G_main(**{**TINY, 'architecture': 'alias'}), "orig, skip, resnet. Received: 'alias'$"),
             (lambda: D_stylegan2(**TINY, architecture='alias'), "orig, skip, resnet. Received: 'alias'$"),
             (lambda: G_main(**{**TINY, 'resolution': 48}), 'power of two from 4 up. Received: 48$'),

@@ -89,7 +89,7 @@ def set_variables(network, values: dict) -> None:
 
 
 def gradients(network, func) -> tuple:
-    """(func(), {official name: gradient of its mean}) for the trainable variables of a network; None where unused."""
+    """(func(), {official name: gradient of its mean}) by trainable variable of the network; None = unused."""
     trainables = network.named_trainables()
     with tf.GradientTape() as tape:
         result = func()
@@ -98,33 +98,31 @@ def gradients(network, func) -> tuple:
     return result, dict(zip(trainables, values, strict=True))
 
 
-def assert_gradients(test, actual: dict, arrays: dict, prefix: str, tolerance: float, suffix: str = '') -> None:
-    """Compares gradients with the recorded `<prefix>_names`, `_sum`, `_norm` (each with the suffix) and complete ones.
+def assert_gradients(test, actual: dict, arrays: dict, prefix: str, tolerance: float) -> None:
+    """Compares gradients with the recorded `<prefix>_names`, `_sum`, `_norm` and complete `<prefix>/...`.
 
     An error of `tolerance` times the norm is allowed per variable; it bounds what the sum may be off by.
     """
-    names = [str(name) for name in arrays[f'{prefix.removeprefix("reg_") if suffix else prefix}_names']]
+    names = [str(name) for name in arrays[f'{prefix}_names']]
     test.assertEqual(list(actual), names)
-    zeros = [name for name in names if actual[name] is None]
+    unused = [name for name in names if actual[name] is None]
     actual = {name: np.zeros(1) if value is None else np.asarray(value) for name, value in actual.items()}
-    norms = arrays[f'{prefix}_norm{suffix}']
-    # The absolute part is for gradients that are zero but for rounding, such as that of a bias without effect.
+    sums, norms = arrays[f'{prefix}_sum'], arrays[f'{prefix}_norm']
+    # The absolute part is for gradients that are zero but for rounding, as of a bias without effect.
     tiny = 1e-6 * float(np.max(norms))
     for index, name in enumerate(names):
         norm = float(norms[index])
         allowed = tolerance * norm + tiny
         test.assertNear(float(np.linalg.norm(actual[name])), norm, allowed, f'norm of {name}')
-        if f'{prefix}_sum{suffix}' in arrays:
-            test.assertNear(float(np.sum(actual[name])), float(arrays[f'{prefix}_sum{suffix}'][index]),
-                            allowed * actual[name].size ** 0.5, f'sum of {name}')
-        full = f'{prefix}{suffix}/{name}'
-        if full in arrays and name not in zeros:
-            assert_close(test, actual[name], arrays[full], rtol=0, atol_rel=tolerance + tiny / max(norm, 1e-30),
-                         msg=full)
+        test.assertNear(float(np.sum(actual[name])), float(sums[index]), allowed * actual[name].size ** 0.5,
+                        f'sum of {name}')
+        full = f'{prefix}/{name}'
+        if full in arrays and name not in unused:
+            assert_close(test, actual[name], arrays[full], 0, tolerance + tiny / max(norm, 1e-30), msg=full)
 
 
 def assert_derivative(test, func, inputs, seed: int = 0, delta: float = 1e-5, rtol: float = 1e-6) -> None:
-    """The gradient of a scalar function of float64 arrays, against central differences along random directions."""
+    """The gradient of a scalar function of float64 arrays, against central differences along a direction."""
     rng = np.random.RandomState(seed)
     inputs = [tf.constant(value, tf.float64) for value in inputs]
     with tf.GradientTape() as tape:
@@ -141,7 +139,7 @@ def assert_derivative(test, func, inputs, seed: int = 0, delta: float = 1e-5, rt
 
 
 def gradient_sum(func, seed: int = 0):
-    """A scalar function whose gradient holds the second derivatives of `func`: a fixed weighting of its gradient."""
+    """A scalar function whose gradient is of second order: the gradient of `func` in a fixed weighting."""
     def weighted(*inputs):
         rng = np.random.RandomState(seed)
         with tf.GradientTape() as tape:

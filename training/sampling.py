@@ -122,7 +122,7 @@ def generate(
         noises = [tf.constant(np.concatenate(noise).transpose(0, 2, 3, 1), tf.float32)
                   for noise in zip(*noises, strict=True)]
         images = evaluate(latents, noises).numpy()
-        yield from zip(batch, images, strict=False)
+        yield from zip(batch, images[:len(batch)], strict=True)
 
 
 def seed_dlatents(network: 'tflib.Network', seeds: Sequence[int], truncation_psi: float = 1.0,

@@ -42,6 +42,8 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
         if num_gpus != 1:
             raise UserError(f'--strategy=none is for one device. Received: --num-gpus={num_gpus}')
         return tf.distribute.get_strategy()
+    if not tf.config.list_physical_devices('GPU'):
+        _split_cpu(num_gpus)
     gpus = tf.config.list_logical_devices('GPU')
     if len(gpus) >= num_gpus:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:num_gpus]])
@@ -53,6 +55,15 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
         raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical CPUs')
     return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:num_gpus]],
                                           cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def _split_cpu(count: int) -> None:
+    """Makes TensorFlow see `count` CPUs, so that several replicas run on a machine without a GPU."""
+    try:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:
+        pass  # TensorFlow is in use already, with the devices that it has.
 
 
 @dataclasses.dataclass(eq=False)

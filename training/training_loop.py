@@ -51,20 +51,20 @@ def training_loop(
     num_gpus: int = 1,                      # Number of replicas.
     strategy: str = 'auto',                 # See training.trainer.make_strategy.
 ) -> EasyDict:
-    """Trains a network, writing everything to the run directory; returns the progress with which it ended.
+    """Trains a network, writing everything to the run directory; returns its progress and why it stopped early.
 
     Where the run directory holds a checkpoint, the run goes on from it exactly as if it had not stopped.
 
     Errors: UserError for unusable data or arguments, and when training has diverged.
     """
     ctx = RunContext.get()
+    distribution = make_strategy(num_gpus, strategy)
     tflib.init_tf()
     keras.utils.set_random_seed(seed % 2 ** 32)
     training_set = load_dataset(data_dir=data_dir, verbose=True, seed=seed, **(dataset_args or {}))
     sched_args = dict(sched_args or {}, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus)
     sched = training_schedule(0, **sched_args)
 
-    distribution = make_strategy(num_gpus, strategy)
     with distribution.scope():
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, resume_pkl)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer, *_loss_of(G_loss_args), *_loss_of(D_loss_args),
@@ -162,7 +162,7 @@ def training_loop(
             batches.close()
         writer.close()
         training_set.close()
-    return progress
+    return EasyDict(progress, run_dir=ctx.run_dir, stop_reason=ctx.stop_reason, stop_signal=ctx.stop_signal)
 
 
 def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl: str | None):

@@ -1,0 +1,185 @@
+"""Trains a network; see `python train.py --help`.
+
+Flags → configuration (training/configs.py) → run directory (dnnlib.submit_run) → training.training_loop.
+"""
+
+import json
+import os
+from typing import Any
+
+from dnnlib import flags
+from dnnlib.startup import load_tensorflow
+from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
+from dnnlib.submission.submit import to_plain
+from dnnlib.util import UserError
+from training.configs import CONFIGS, find_config, merge
+
+EXAMPLES = [
+    '%(prog)s --config=demo                     # the embedded data set, minutes on two CPU cores',
+    '%(prog)s --num-gpus=8 --data-dir=~/datasets --config=config-f --dataset=ffhq --mirror-augment=true',
+    '%(prog)s --data-dir=~/datasets --dataset=cars --cond --minibatch-gpu=8 --snap=5',
+    '%(prog)s --resume                          # go on with the latest run in --result-dir',
+    '%(prog)s --resume=results/00003-stylegan2-ffhq-8gpu-config-f --total-kimg=30000',
+    '%(prog)s --resume=network-snapshot-010000.pkl --dataset=~/datasets/my-images',
+]
+
+# What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
+CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots', 'metric_arg_list',
+              'data_dir', 'dataset_args.dataset', 'strategy')
+
+
+def make_parser() -> flags.Parser:
+    """The command line. Defaults stand in the help texts: a flag that was not given is None."""
+    parser = flags.Parser('Trains a generative adversarial network.', examples=EXAMPLES)
+    add = parser.add_flag
+    add('result-dir', help='where run directories go (default: results)')
+    add('data-dir', help='directory that holds data sets')
+    add('dataset', help='data set: directory of TFRecords or images, or .npz (default: the embedded pixelart32)')
+    add('config', help='configuration (default: config-f): ' + ', '.join(CONFIGS))
+    add('num-gpus', flags.integer(1, 8), 'number of GPUs, or of logical CPUs without a GPU (default: 1)')
+    add('total-kimg', flags.number(0), 'length of the training in thousands of images (default: by config)')
+    add('gamma', flags.nonneg_float, 'weight of the R1 regularization (default: by config)')
+    add('mirror-augment', bool, 'flip half of the images (default: by config, mostly false)')
+    add('metrics', help='metrics to run on snapshots, comma list or none (default: none)')
+    parser.add_argument('--resume', nargs='?', const='latest', metavar='WHAT',
+                        help='go on with the latest run in --result-dir (no value), with a run directory, '
+                             'or start from a network-snapshot-*.pkl')
+    add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
+    add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
+    add('minibatch-size', flags.positive_int, 'samples per step over all GPUs (default: by config)')
+    add('minibatch-gpu', flags.positive_int, 'samples that one GPU processes at a time; gradients of several rounds '
+                                             'are accumulated (default: by config)')
+    add('lrate', flags.nonneg_float, 'learning rate of both networks (default: by config)')
+    add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
+    add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
+    add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state (default: by config)')
+    add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one (default: all)')
+    add('cond', bool, 'train with the labels of the data set (default: false)')
+    add('label-attr', help='attribute of an .npz data set that serves as label')
+    add('resolution', flags.positive_int, 'resolution to train at (default: that of the data)')
+    add('strategy', help='auto, none, mirrored or multiworker (default: auto)', choices=[
+        'auto', 'none', 'mirrored', 'multiworker'])
+    add('dry-run', bool, 'print the configuration as JSON and stop', default=False)
+    return parser
+
+
+def flag_changes(args: Any) -> dict[str, Any]:
+    """What the given flags say, as changes to the arguments of the training loop."""
+    values = {
+        'data_dir': _expand(args.data_dir),
+        'dataset_args': {'dataset': _expand(args.dataset), 'resolution': args.resolution,
+                         'label_attr': args.label_attr,
+                         'max_label_size': None if args.cond is None else 'full' if args.cond else 0},
+        'total_kimg': args.total_kimg,
+        'mirror_augment': args.mirror_augment,
+        'seed': args.seed,
+        'num_gpus': args.num_gpus,
+        'strategy': args.strategy,
+        'sched_args': {'minibatch_size_base': args.minibatch_size, 'minibatch_gpu_base': args.minibatch_gpu,
+                       'G_lrate_base': args.lrate, 'D_lrate_base': args.lrate},
+        'G_args': {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max},
+        'D_args': {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max},
+        'D_loss_args': {'gamma': args.gamma},
+        'image_snapshot_ticks': args.snap,
+        'network_snapshot_ticks': args.snap,
+        'keep_snapshots': args.keep_snapshots,
+    }
+    if args.metrics is not None:
+        from metrics.metric_base import find_metrics
+        values['metric_arg_list'] = find_metrics(args.metrics)
+    return _without_none(values)
+
+
+def _expand(path: str | None) -> str | None:
+    return None if path is None else os.path.expanduser(path)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in nested.items() if value is not None and value != {}}
+
+
+def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
+    """Submit configuration and arguments of the training loop for a run of its own."""
+    config = args.config or 'config-f'
+    kwargs = merge(find_config(config), flag_changes(args))
+    num_gpus = kwargs.get('num_gpus', 1)
+    if args.resume:
+        kwargs.update(resume_pkl=_expand(args.resume), resume_kimg=args.resume_kimg)
+    dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or 'pixelart32'
+    name = os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
+    submit_config = SubmitConfig(run_dir_root=args.result_dir or 'results', num_gpus=num_gpus, config=config,
+                                 run_desc=f'stylegan2-{name}-{num_gpus}gpu-{config}')
+    return submit_config, kwargs
+
+
+def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
+    """Submit configuration and arguments of a run that goes on; UserError where a flag would change its course."""
+    from training.checkpoint import has_checkpoint
+    if not has_checkpoint(run_dir):
+        raise UserError(f'--resume: {run_dir} holds no checkpoint; start from one of its network-snapshot-*.pkl, '
+                        'or train anew')
+    submit_config = load_submit_config(run_dir)
+    stored = dict(submit_config.run_func_kwargs)
+    kwargs = merge(stored, flag_changes(args))
+    differences = [f'{key} is {before!r} in the run, {after!r} on the command line'
+                   for key, before, after in _differences(stored, kwargs) if key not in CHANGEABLE]
+    if args.config and args.config != submit_config.get('config'):
+        differences.insert(0, f'config is {submit_config.get("config")!r} in the run, {args.config!r} on the command line')
+    if differences:
+        raise UserError(f'--resume: this run cannot go on with other settings ({"; ".join(differences)}). Leave the '
+                        'flags out, or start a new run from a network-snapshot-*.pkl')
+    submit_config.update(resume=True)
+    return submit_config, kwargs
+
+
+def _differences(before: dict, after: dict, prefix: str = ''):
+    """(dotted name, before, after) of everything that differs between two nested dicts."""
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f'{prefix}{key}.')
+        elif old != new:
+            yield f'{prefix}{key}', old, new
+
+
+def find_run(what: str, result_dir: str) -> str | None:
+    """The run directory that --resume means; None where it means a snapshot."""
+    if what == 'latest':
+        from training.checkpoint import find_latest_run
+        return find_latest_run(result_dir)
+    path = _expand(what)
+    if path.endswith('.pkl'):
+        if '://' not in path and not os.path.isfile(path):
+            raise UserError(f'--resume: {path} does not exist')
+        return None
+    if '://' not in path and not os.path.isdir(path):
+        raise UserError(f'--resume: expected a run directory or a network-snapshot-*.pkl. Received: {what!r}')
+    return path
+
+
+def run(args: Any) -> int:
+    """Resolves the configuration and trains; the exit status."""
+    if not args.dry_run or args.resume:
+        load_tensorflow()
+    run_dir = find_run(args.resume, args.result_dir or 'results') if args.resume else None
+    if args.resume_kimg is not None and (not args.resume or run_dir is not None):
+        raise UserError('--resume-kimg goes with --resume=network-snapshot-*.pkl; a run directory knows its progress')
+    submit_config, kwargs = new_run(args) if run_dir is None else resumed_run(run_dir, args)
+    if args.dry_run:
+        print(json.dumps(to_plain({'run_dir_root': submit_config.run_dir_root, 'run_desc': submit_config.run_desc,
+                                   'resume_run_dir': run_dir, **kwargs}), indent=2))
+        return 0
+    progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
+    if progress.stop_reason is not None:
+        print(f'To go on: python train.py --resume={progress.run_dir}')
+    return 128 + progress.stop_signal if progress.stop_signal else 0
+
+
+def main() -> None:
+    """Entry point of the command `stylegan-train`."""
+    flags.run(run, make_parser)
+
+
+if __name__ == '__main__':
+    main()
