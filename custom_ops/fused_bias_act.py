@@ -23,10 +23,24 @@ class Activation(NamedTuple):
     zero_2nd_grad: bool                                   # True where the second derivative is zero everywhere.
 
 
+def leaky_relu(x: tf.Tensor, alpha: float) -> tf.Tensor:
+    """Leaky ReLU whose gradient is taken from the output: the input need not be kept, and TensorFlow can fuse
+    convolution, bias and activation in training too. The output has the sign of the input only for alpha > 0."""
+    if alpha <= 0:
+        return tf.nn.leaky_relu(x, alpha)
+
+    @tf.custom_gradient
+    def with_gradient(x):
+        y = tf.nn.leaky_relu(tf.stop_gradient(x), alpha)
+        return y, lambda dy: tf.raw_ops.LeakyReluGrad(gradients=dy, features=y, alpha=alpha)
+
+    return with_gradient(x)
+
+
 activation_funcs: dict[str, Activation] = {
     'linear':   Activation(lambda x, _: x, None, 1.0, 1, 'y', True),
     'relu':     Activation(lambda x, _: tf.nn.relu(x), None, math.sqrt(2), 2, 'y', True),
-    'lrelu':    Activation(lambda x, alpha: tf.nn.leaky_relu(x, alpha), 0.2, math.sqrt(2), 3, 'y', True),
+    'lrelu':    Activation(lambda x, alpha: leaky_relu(x, alpha), 0.2, math.sqrt(2), 3, 'y', True),
     'tanh':     Activation(lambda x, _: tf.nn.tanh(x), None, 1.0, 4, 'y', False),
     'sigmoid':  Activation(lambda x, _: tf.nn.sigmoid(x), None, 1.0, 5, 'y', False),
     'elu':      Activation(lambda x, _: tf.nn.elu(x), None, 1.0, 6, 'y', False),

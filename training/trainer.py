@@ -156,7 +156,7 @@ class Trainer:
 
     def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
              G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
-        """One minibatch: G, G_reg, moving average, D, D_reg, each where it is due.
+        """One minibatch: G, G_reg, D, moving average of G, D_reg, each where it is due.
 
         Args:
             step: Number of minibatches before this one.
@@ -175,10 +175,11 @@ class Trainer:
         lrates = {'G': self.learning_rate('G', G_lrate), 'D': self.learning_rate('D', D_lrate)}
         reports = []
         for phase in self.phases:
-            if phase.name == 'D':
-                self.update_average(ema_beta)
             if step % phase.interval == 0:
                 reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrates[phase.name[0]])
+            if phase.name == 'D':
+                # After the step of D, whose fakes have moved the average of w that is copied here.
+                self.update_average(ema_beta)
         return reports
 
     def run_phase(self, phase: Phase, step: int, images, labels, minibatch_gpu: int, rounds: int,

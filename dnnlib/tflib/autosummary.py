@@ -75,7 +75,7 @@ def reduce_moments(value: Any) -> tf.Tensor:
     value = tf.cast(tf.stop_gradient(value), tf.float64)
     finite = tf.math.is_finite(value)
     value = tf.where(finite, value, tf.zeros_like(value))
-    count = tf.reduce_sum(tf.cast(finite, tf.float64))
+    count = tf.reduce_sum(tf.where(finite, tf.ones_like(value), tf.zeros_like(value)))
     size = tf.cast(tf.size(value), tf.float64)
     return tf.stack([count, tf.reduce_sum(value), tf.reduce_sum(tf.square(value)), size - count])
 
