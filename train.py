@@ -11,8 +11,9 @@ from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
 from dnnlib.submission.submit import to_plain
-from dnnlib.util import UserError
+from dnnlib.util import UserError, is_remote_path
 from training.configs import CONFIGS, find_config, merge
+from training.dataset_base import EMBEDDED_NAME
 
 EXAMPLES = [
     '%(prog)s --config=demo                     # the embedded data set, minutes on two CPU cores',
@@ -66,8 +67,8 @@ def make_parser() -> flags.Parser:
 def flag_changes(args: Any) -> dict[str, Any]:
     """What the given flags say, as changes to the arguments of the training loop."""
     values = {
-        'data_dir': _expand(args.data_dir),
-        'dataset_args': {'dataset': _expand(args.dataset), 'resolution': args.resolution,
+        'data_dir': _absolute(args.data_dir),
+        'dataset_args': {'dataset': _dataset_path(args), 'resolution': args.resolution,
                          'label_attr': args.label_attr,
                          'max_label_size': None if args.cond is None else 'full' if args.cond else 0},
         'total_kimg': args.total_kimg,
@@ -90,8 +91,14 @@ def flag_changes(args: Any) -> dict[str, Any]:
     return _without_none(values)
 
 
-def _expand(path: str | None) -> str | None:
-    return None if path is None else os.path.expanduser(path)
+def _absolute(path: str | None) -> str | None:
+    """The path as it is from any directory: a run may go on from another one."""
+    return path if path is None or is_remote_path(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def _dataset_path(args: Any) -> str | None:
+    """--dataset: a name in --data-dir, that of the embedded data set, or a path of its own."""
+    return args.dataset if args.data_dir is not None or args.dataset == EMBEDDED_NAME else _absolute(args.dataset)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +110,10 @@ def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     """Submit configuration and arguments of the training loop for a run of its own."""
     config = args.config or 'config-f'
     kwargs = merge(find_config(config), flag_changes(args))
-    num_gpus = kwargs.get('num_gpus', 1)
+    num_gpus = kwargs['num_gpus']
     if args.resume:
-        kwargs.update(resume_pkl=_expand(args.resume), resume_kimg=args.resume_kimg)
-    dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or 'pixelart32'
+        kwargs.update(resume_pkl=_absolute(args.resume), resume_kimg=args.resume_kimg)
+    dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or EMBEDDED_NAME
     name = os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
     submit_config = SubmitConfig(run_dir_root=args.result_dir or 'results', num_gpus=num_gpus, config=config,
                                  run_desc=f'stylegan2-{name}-{num_gpus}gpu-{config}')
@@ -148,7 +155,7 @@ def find_run(what: str, result_dir: str) -> str | None:
     if what == 'latest':
         from training.checkpoint import find_latest_run
         return find_latest_run(result_dir)
-    path = _expand(what)
+    path = _absolute(what)
     if path.endswith('.pkl'):
         if '://' not in path and not os.path.isfile(path):
             raise UserError(f'--resume: {path} does not exist')
@@ -170,6 +177,8 @@ def run(args: Any) -> int:
         print(json.dumps(to_plain({'run_dir_root': submit_config.run_dir_root, 'run_desc': submit_config.run_desc,
                                    'resume_run_dir': run_dir, **kwargs}), indent=2))
         return 0
+    from training.training_loop import check_arguments
+    check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')})
     progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
     if progress.stop_reason is not None:
         print(f'To go on: python train.py --resume={progress.run_dir}')

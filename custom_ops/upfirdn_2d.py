@@ -39,15 +39,15 @@ def _from_nhwc(x: tf.Tensor, data_format: str) -> tf.Tensor:
     return x if data_format == 'NHWC' else tf.transpose(x, [0, 3, 1, 2])
 
 
-def _fir(x: tf.Tensor, k: np.ndarray, stride: int) -> tf.Tensor:
-    """Filters every channel of x [N, H, W, C] with k by VALID convolution, keeping each stride-th pixel."""
+def _fir(x: tf.Tensor, k: np.ndarray, stride: int, pads: list) -> tf.Tensor:
+    """Filters every channel of x [N, H, W, C] with k, padded with zeros, keeping each stride-th pixel."""
     channels = x.shape[-1]
     k = k[::-1, ::-1]  # TensorFlow's convolutions are correlations.
     if channels <= _FEW_CHANNELS:
         kernel = k[:, :, np.newaxis, np.newaxis] * np.eye(channels, dtype=k.dtype)
-        return tf.nn.conv2d(x, tf.constant(kernel, x.dtype), strides=stride, padding='VALID')
+        return tf.nn.conv2d(x, tf.constant(kernel, x.dtype), strides=stride, padding=pads)
     kernel = np.tile(k[:, :, np.newaxis, np.newaxis], [1, 1, channels, 1])
-    return tf.nn.depthwise_conv2d(x, tf.constant(kernel, x.dtype), [1, stride, stride, 1], 'VALID')
+    return tf.nn.depthwise_conv2d(x, tf.constant(kernel, x.dtype), [1, stride, stride, 1], pads)
 
 
 def upfirdn_2d(
@@ -75,33 +75,48 @@ def upfirdn_2d(
         raise UserError(f'upfirdn_2d expects x of rank 4 and k of rank 2. Received: {x.shape} and {k.shape}')
     if min(upx, upy, downx, downy) < 1:
         raise UserError(f'upfirdn_2d expects factors of at least 1. Received: up {upx}x{upy}, down {downx}x{downy}')
-    x, sizes = _zero_insert(x, upy, upx)
-    padded = [size + sum(pads) for size, pads in zip(sizes, [(pady0, pady1), (padx0, padx1)], strict=True)]
-    if any(size is not None and size < taps for size, taps in zip(padded, k.shape, strict=True)):
-        raise UserError(f'upfirdn_2d: the filter {k.shape} is larger than the padded image {tuple(padded)}')
-    x = _pad_or_crop(x, pady0, pady1, padx0, padx1)
-    if downx == downy:
-        return _fir(x, k, downx)
-    return _fir(x, k, 1)[:, ::downy, ::downx]
+    sizes = [x.shape[1] * upy + pady0 + pady1, x.shape[2] * upx + padx0 + padx1]
+    if any(size < taps for size, taps in zip(sizes, k.shape, strict=True)):
+        raise UserError(f'upfirdn_2d: the filter {k.shape} is larger than the padded image {tuple(sizes)}')
+    return _differentiable(x, k, (upy, upx), (downy, downx), ((pady0, pady1), (padx0, padx1)))
 
 
-def _zero_insert(x: tf.Tensor, upy: int, upx: int) -> tuple[tf.Tensor, list[int]]:
-    """Puts up - 1 zeros after every pixel. Returns the image and its static height and width."""
+def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
+    """upfirdn_2d whose gradient is another upfirdn_2d, with up and down exchanged and the filter flipped.
+
+    So gradients of every order exist, and they cost what the operation costs: TensorFlow's own gradient of a
+    depthwise convolution takes twice as long.
+    """
+    sizes = x.shape[1:3]
+
+    @tf.custom_gradient
+    def operation(x):
+        # What is inside must leave no trace of its own on a gradient tape.
+        y = _compute(tf.stop_gradient(x), k, up, down, pads)
+
+        def gradient(dy):
+            mirrored = [(taps - pad[0] - 1, size * u - out * d + pad[0] - u + 1) for taps, size, out, u, d, pad
+                        in zip(k.shape, sizes, y.shape[1:3], up, down, pads, strict=True)]
+            return _differentiable(dy, k[::-1, ::-1], down, up, tuple(mirrored))
+
+        return y, gradient
+
+    return operation(x)
+
+
+def _compute(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
+    """The forward pass. up, down: factors along (y, x); pads: ((before, after) along y, (...) along x)."""
     height, width, channels = x.shape[1:]
-    if upx > 1 or upy > 1:
+    if up != (1, 1):
         x = tf.reshape(x, [-1, height, 1, width, 1, channels])
-        x = tf.pad(x, [[0, 0], [0, 0], [0, upy - 1], [0, 0], [0, upx - 1], [0, 0]])
-        x = tf.reshape(x, [-1, height * upy, width * upx, channels])
-    return x, [height * upy, width * upx]
-
-
-def _pad_or_crop(x: tf.Tensor, pady0: int, pady1: int, padx0: int, padx1: int) -> tf.Tensor:
-    if max(pady0, pady1, padx0, padx1) > 0:
-        x = tf.pad(x, [[0, 0], [max(pady0, 0), max(pady1, 0)], [max(padx0, 0), max(padx1, 0)], [0, 0]])
-    if min(pady0, pady1, padx0, padx1) < 0:
+        x = tf.pad(x, [[0, 0], [0, 0], [0, up[0] - 1], [0, 0], [0, up[1] - 1], [0, 0]])
+        x = tf.reshape(x, [-1, height * up[0], width * up[1], channels])
+    if min(pads[0] + pads[1]) < 0:
         height, width = x.shape[1:3]
-        x = x[:, max(-pady0, 0):height - max(-pady1, 0), max(-padx0, 0):width - max(-padx1, 0)]
-    return x
+        x = x[:, max(-pads[0][0], 0):height - max(-pads[0][1], 0), max(-pads[1][0], 0):width - max(-pads[1][1], 0)]
+        pads = tuple((max(before, 0), max(after, 0)) for before, after in pads)
+    pads = [[0, 0], list(pads[0]), list(pads[1]), [0, 0]]
+    return _fir(x, k, down[0], pads) if down[0] == down[1] else _fir(x, k, 1, pads)[:, ::down[0], ::down[1]]
 
 
 def _resample(x, k, data_format, impl, up=1, down=1, pad0=0, pad1=0):
@@ -146,6 +161,9 @@ def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: 
     check_impl(impl)
     x = _to_nhwc(tf.convert_to_tensor(x), data_format)
     w, taps = _square_kernel(w, x.dtype)
+    if taps == 1:  # Works pixel by pixel, so it may come first, where there are fewer pixels.
+        x = upsample_2d(tf.nn.conv2d(x, w, strides=1, padding='VALID'), k, factor, gain, 'NHWC', impl)
+        return _from_nhwc(x, data_format)
     k = _kernel_or_box(k, factor) * (gain * factor ** 2)
     p = (k.shape[0] - factor) - (taps - 1)
     height, width = x.shape[1:3]
@@ -167,6 +185,9 @@ def conv_downsample_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain
     check_impl(impl)
     x = _to_nhwc(tf.convert_to_tensor(x), data_format)
     w, taps = _square_kernel(w, x.dtype)
+    if taps == 1:  # Works pixel by pixel, so it may come last, where there are fewer pixels.
+        x = downsample_2d(x, k, factor, gain, 'NHWC', impl)
+        return _from_nhwc(tf.nn.conv2d(x, w, strides=1, padding='VALID'), data_format)
     k = _kernel_or_box(k, factor) * gain
     p = (k.shape[0] - factor) + (taps - 1)
     x = _resample(x, k, 'NHWC', impl, pad0=(p + 1) // 2, pad1=p // 2)

@@ -26,7 +26,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
 from absl.flags import argparse_flags
 
@@ -408,6 +408,8 @@ def run(
         return parser.parse_args(argv[1:])
 
     def guarded_main(args: argparse.Namespace) -> int:
+        if not absl_flags.FLAGS['verbosity'].present:
+            logging.set_verbosity(logging.WARNING)  # absl's default is to show what libraries note for themselves.
         try:
             result = main(args)
             sys.stdout.flush()

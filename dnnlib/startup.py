@@ -30,6 +30,8 @@ def load_tensorflow() -> None:
     with contextlib.nullcontext() if os.environ['TF_CPP_MIN_LOG_LEVEL'] == '0' else _without_chatter():
         import tensorflow as tf
         tf.config.list_physical_devices()  # Loads the CUDA driver, which talks too.
+    if os.environ['TF_CPP_MIN_LOG_LEVEL'] not in ('0', '1'):
+        tf.get_logger().setLevel('ERROR')  # The part of TensorFlow that is Python does not look at the variable.
 
 
 @contextlib.contextmanager

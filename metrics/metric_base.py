@@ -1,12 +1,17 @@
 """The interface between training and metrics: a group of metrics that is run on a snapshot."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dnnlib.util import UserError, get_obj_by_name
+from dnnlib.util import UserError, did_you_mean, get_obj_by_name
 
 # Name of a metric → keyword arguments of its class, 'func_name' among them.
 metric_defaults: dict[str, dict[str, Any]] = {}
+
+# The names that official command lines use: those that are not available are left out with a warning, not an error.
+OFFICIAL_METRICS = ('fid50k', 'kid50k', 'is50k', 'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'ppl2_wend', 'ls',
+                    'pr50k3', 'fid50k_full', 'kid50k_full', 'pr50k3_full')
 
 
 class MetricGroup:
@@ -37,11 +42,20 @@ class MetricGroup:
 
 
 def find_metrics(names: str | Sequence[str]) -> list[dict[str, Any]]:
-    """Arguments of the metrics of a comma list; 'none' and '' mean no metric. UserError for an unknown name."""
+    """Arguments of the metrics of a comma list; 'none' and '' mean no metric.
+
+    Official metrics that this version does not have are left out, with one warning on stderr.
+
+    Errors: UserError for an unknown name.
+    """
     names = [name.strip() for name in names.split(',')] if isinstance(names, str) else list(names)
     names = [name for name in names if name and name.lower() != 'none']
-    unknown = [name for name in names if name not in metric_defaults]
+    known = list(dict.fromkeys([*metric_defaults, *OFFICIAL_METRICS]))
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f'--metrics: expected none or some of {", ".join(metric_defaults) or "(no metric yet)"}. '
-                        f'Received: {",".join(unknown)}')
-    return [metric_defaults[name] for name in names]
+        raise UserError(f'--metrics: expected none or some of {", ".join(known)}. Received: {",".join(unknown)}'
+                        f'{did_you_mean(unknown[0], known, 1)}')
+    missing = [name for name in names if name not in metric_defaults]
+    if missing:
+        print(f'Warning: --metrics: not available in this version and left out: {", ".join(missing)}', file=sys.stderr)
+    return [metric_defaults[name] for name in names if name in metric_defaults]

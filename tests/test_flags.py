@@ -328,7 +328,8 @@ class RunTest(parameterized.TestCase, tf.test.TestCase):
         for args, status, text in ((['--dataset=x'], 0, '["x", 1, false]\n'),
                                    ([], 2, 'stylegan-train: error: --dataset is required')):
             command = [sys.executable, '-c', code, *args]
-            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            # Not from the checkout, which has a train.py of its own.
+            done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=os.path.dirname(self.script))
             self.assertEqual(done.returncode, status)
             self.assertStartsWith(done.stdout + done.stderr, text)
 

@@ -66,10 +66,10 @@ def assert_close(test, actual, expected, rtol: float = 1e-4, atol_rel: float = 1
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=msg)
 
 
-def build_network(state: legacy.NetworkState):
+def build_network(state: legacy.NetworkState, **kwargs):
     """The StyleGAN2 network of a pickle as a layer, its variables set to the pickled values."""
     network = get_obj_by_name(f'training.networks_stylegan2.{state.build_func_name}')(
-        name=state.name, **state.static_kwargs)
+        name=state.name, **{**state.static_kwargs, **kwargs})
     set_variables(network, state.all_variables())
     return network
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ import tensorflow as tf
 from dnnlib.util import UserError, gfile, is_remote_path
 
 FOLDER = 'checkpoints'
+PREFIX = 'state'        # Of the files of a checkpoint: state-<number>.index and so on.
 
 
 class TrainingCheckpoint:
@@ -29,46 +31,125 @@ class TrainingCheckpoint:
         self._names = sorted(variables)
         self._checkpoint = tf.train.Checkpoint(progress=self._progress, variables=dict(variables))
         self._manager = tf.train.CheckpointManager(
-            self._checkpoint, os.path.join(run_dir, FOLDER), max_to_keep=keep, checkpoint_name='state')
+            self._checkpoint, os.path.join(run_dir, FOLDER), max_to_keep=keep, checkpoint_name=PREFIX)
+        self._known = None  # Path of the checkpoint that holds what was read or written last.
+        if self._paths():
+            _remove_files(self._manager.directory, keep=self._paths())
+
+    def _paths(self) -> list[str]:
+        """The checkpoints, oldest first."""
+        latest = self._manager.latest_checkpoint
+        return [*(path for path in self._manager.checkpoints if path != latest), *([latest] if latest else [])]
 
     def save(self, progress: dict[str, Any], number: int) -> str:
-        """Writes all variables and `progress`, plain values that JSON can hold; returns the path."""
+        """Writes all variables and `progress`, plain values that JSON can hold; returns the path.
+
+        A state that this run has read or written under the same number is not written again: it is the same.
+
+        Errors: UserError where it cannot be written, such as on a full disk; the one before stays usable then.
+        """
+        path = os.path.join(self._manager.directory, f'{PREFIX}-{number}')
+        if path == self._known:
+            return path
         self._progress.assign(json.dumps({**progress, 'variables': self._names}))
-        return self._manager.save(checkpoint_number=number)
+        earlier = self._paths()
+        try:
+            self._manager.save(checkpoint_number=number)
+            _sync(path)
+        except (tf.errors.OpError, OSError) as error:
+            if tf.train.latest_checkpoint(self._manager.directory) != path:
+                _remove_files(self._manager.directory, keep=earlier)
+            raise UserError(f'{path}: the checkpoint cannot be written ({_first_line(error)}). Make room and go on '
+                            'with --resume: the one before is whole') from error
+        self._known = path
+        return path
 
     def restore(self) -> dict[str, Any] | None:
         """Restores the latest checkpoint and returns its progress; None where there is none.
 
-        Errors: UserError when it is damaged or belongs to other networks; nothing may be used then.
+        Where its files are damaged, as a power failure may leave them, the one before is taken, with a warning.
+
+        Errors: UserError when none can be read, or they belong to other networks; nothing may be used then.
         """
-        path = self._manager.latest_checkpoint
-        if path is None:
-            return None
-        stored = read_progress(path)
+        problem = None
+        for path in reversed(self._paths()):
+            try:
+                stored = self._restore(path)
+            except _Damaged as error:
+                problem = problem or error
+                continue
+            if problem is not None:
+                print(f'Warning: {problem}. Going on from the one before, {path}.')
+            self._known = path
+            return stored
+        if problem is not None:
+            raise UserError(f'{problem}, and there is no other to resume from; start a new run from a '
+                            'network-snapshot-*.pkl') from problem
+        return None
+
+    def _restore(self, path: str) -> dict[str, Any]:
+        stored = _read_progress(path)
         if stored.pop('variables') != self._names:
             raise UserError(f'{path}: the checkpoint belongs to networks with other variables; '
                             'resume with the configuration that it was made with')
         try:
             self._checkpoint.restore(path).assert_consumed()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
-            raise UserError(f'{path}: the checkpoint does not fit this configuration or is damaged '
-                            f'({str(error).splitlines()[0]})') from error
+        except tf.errors.OpError as error:
+            raise _Damaged(f'{path}: the checkpoint is damaged ({_first_line(error)})') from error
+        except (ValueError, AssertionError) as error:
+            raise UserError(f'{path}: the checkpoint does not fit this configuration '
+                            f'({_first_line(error)})') from error
         return stored
 
 
-def read_progress(path: str) -> dict[str, Any]:
-    """The progress stored in a checkpoint, without any network. UserError where the file is damaged."""
+class _Damaged(UserError):
+    """The files of a checkpoint are not whole."""
+
+
+def _first_line(error: Exception) -> str:
+    """The message of an error without the operations and devices that TensorFlow puts around it."""
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    line = (text.splitlines() or [type(error).__name__])[0]
+    return re.sub(r'\{\{.*?\}\} ?| ?\[Op:.*', '', line)
+
+
+def _read_progress(path: str) -> dict[str, Any]:
     try:
         reader = tf.train.load_checkpoint(path)
         return json.loads(reader.get_tensor('progress/.ATTRIBUTES/VARIABLE_VALUE'))
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise UserError(f'{path}: the checkpoint cannot be read ({str(error).splitlines()[0]}); '
-                        f'remove it from {os.path.dirname(path)} to use the one before') from error
+        raise _Damaged(f'{path}: the checkpoint is damaged ({_first_line(error)})') from error
+
+
+def _sync(path: str) -> None:
+    """Puts the files of a checkpoint on the disk: TensorFlow leaves them to the cache of the system."""
+    if is_remote_path(path):
+        return
+    folder, name = os.path.split(path)
+    for file in [*pathlib.Path(folder).glob(f'{name}.*'), pathlib.Path(folder) / 'checkpoint']:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_files(folder: str, keep: list[str]) -> None:
+    """Removes what an interrupted or failed save has left in the folder of checkpoints."""
+    files = gfile()
+    if not files.isdir(folder):
+        return
+    kept = {os.path.basename(path) for path in keep}
+    for name in (name.rstrip('/') for name in files.listdir(folder)):
+        of_checkpoint = name.startswith(f'{PREFIX}-') and name.split('.')[0] not in kept
+        if of_checkpoint or name.startswith('checkpoint.tmp'):
+            path = os.path.join(folder, name)
+            files.rmtree(path) if files.isdir(path) else files.remove(path)
 
 
 def has_checkpoint(run_dir: str) -> bool:
     """Whether a run directory holds a checkpoint to resume from."""
-    return tf.train.latest_checkpoint(os.path.join(run_dir, FOLDER)) is not None
+    return tf.train.get_checkpoint_state(os.path.join(run_dir, FOLDER)) is not None
 
 
 def find_latest_run(result_dir: str) -> str:

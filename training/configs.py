@@ -20,13 +20,19 @@ CONFIG_F: dict[str, Any] = dict(
     sched_args=dict(G_lrate_base=0.002, D_lrate_base=0.002, minibatch_size_base=32, minibatch_gpu_base=4),
     grid_args=dict(size='8k', layout='random'),
     dataset_args=dict(max_label_size=0),
+    metric_arg_list=[],
     G_smoothing_kimg=10.0,
+    minibatch_repeats=4,
     lazy_regularization=True,
     G_reg_interval=4,
     D_reg_interval=16,
     total_kimg=25000,
+    mirror_augment=False,
     image_snapshot_ticks=10,
     network_snapshot_ticks=10,
+    seed=1000,
+    num_gpus=1,
+    strategy='auto',
 )
 
 

@@ -7,13 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.dataset_base import Dataset, Prefetcher, reduce_images
+from training.dataset_base import EMBEDDED_NAME, Dataset, Prefetcher, reduce_images
 from training.dataset_sources import ImageFolderDataset, NpzDataset, TFRecordDataset
 
 __all__ = ['Dataset', 'ImageFolderDataset', 'NpzDataset', 'Prefetcher', 'TFRecordDataset', 'load_dataset',
            'process_reals', 'reduce_images']
 
-EMBEDDED_NAME = 'pixelart32'
 EMBEDDED_LABEL_ATTR = 'skinColor'
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from dnnlib.util import UserError
 
+EMBEDDED_NAME = 'pixelart32'    # The data set that comes with the project.
+
 _MIRROR_BLOCK = 4096        # Positions whose mirror bits come from one generator.
 _MIRROR_STREAM = 1 << 63    # Keeps the keys of mirror bits apart from the keys of epochs.
 

@@ -8,6 +8,10 @@ from custom_ops import activation_funcs, conv_downsample_2d, fused_bias_act, ups
 from dnnlib.util import UserError
 
 
+# Activations with act(g·x) = g·act(x) for g > 0.
+HOMOGENEOUS = ('linear', 'relu', 'lrelu')
+
+
 class Layer(keras.layers.Layer):
     """A Keras layer whose weights and sub-layers are addressed by official names such as '64x64/Conv0_up/weight'.
 
@@ -88,13 +92,22 @@ class BiasActLayer(Layer):
         """Creates 'bias'; called last, because the official order has the bias last."""
         self.bias = self.add_variable('bias', [self.fmaps], 0.0) if self.use_bias else None
 
+    @property
+    def early_gain(self) -> float:
+        """What the input of `bias_act` has to be multiplied by: the gain of an activation with act(g·x) = g·act(x).
+
+        Put into the weights or a factor that is there anyway, it saves a pass over the activations.
+        """
+        return activation_funcs[self.act].def_gain if self.act in HOMOGENEOUS else 1.0
+
     def bias_act(self, x: tf.Tensor) -> tf.Tensor:
-        """Adds the bias along the last axis and applies the activation with its default gain."""
+        """Adds the bias along the last axis and applies the activation with what is left of its default gain."""
+        gain = 1.0 if self.act in HOMOGENEOUS else None
         if self.bias is None:
-            return fused_bias_act(x, act=self.act)
-        bias = tf.convert_to_tensor(self.bias)
-        bias = bias if self.lrmul == 1 else bias * tf.constant(self.lrmul, x.dtype)
-        return fused_bias_act(x, bias, axis=x.shape.rank - 1, act=self.act)
+            return fused_bias_act(x, act=self.act, gain=gain)
+        bias, factor = tf.convert_to_tensor(self.bias), self.lrmul * self.early_gain
+        bias = bias if factor == 1 else bias * tf.constant(factor, x.dtype)
+        return fused_bias_act(x, bias, axis=x.shape.rank - 1, act=self.act, gain=gain)
 
 
 class DenseLayer(BiasActLayer):
@@ -124,7 +137,7 @@ class DenseLayer(BiasActLayer):
             x = tf.transpose(x, [0, 3, 1, 2])
         if x.shape.rank > 2:
             x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
-        return self.bias_act(tf.matmul(x, self.weight * tf.constant(self.coef, x.dtype)))
+        return self.bias_act(tf.matmul(x, self.weight * tf.constant(self.coef * self.early_gain, x.dtype)))
 
 
 class Conv2DLayer(BiasActLayer):
@@ -153,7 +166,7 @@ class Conv2DLayer(BiasActLayer):
         self.add_bias()
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        w = self.weight * tf.constant(self.coef, x.dtype)
+        w = self.weight * tf.constant(self.coef * self.early_gain, x.dtype)
         return self.bias_act(resampling_conv(x, w, self.up, self.down, self.resample_kernel))
 
 
@@ -219,14 +232,26 @@ class ModulatedConv2DLayer(BiasActLayer):
     def call(self, x: tf.Tensor, dlatents: tf.Tensor, noise: tf.Tensor | None = None) -> tf.Tensor:
         w = self.weight * tf.constant(self.coef, x.dtype)
         style = tf.matmul(dlatents, self.mod_weight * tf.constant(self.mod_coef, x.dtype)) + self.mod_bias + 1
-        x = resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
         if self.demodulate:
+            x = resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
             # Σ over kh, kw, in of (w·s)²: the sum over kh and kw does not depend on the sample.
             power = tf.matmul(tf.square(style), tf.reduce_sum(tf.square(w), axis=[0, 1]))
-            x *= tf.math.rsqrt(power + tf.constant(1e-8, x.dtype))[:, tf.newaxis, tf.newaxis]
+            factor = tf.math.rsqrt(power + tf.constant(1e-8, x.dtype)) * tf.constant(self.early_gain, x.dtype)
+            x *= factor[:, tf.newaxis, tf.newaxis]
+        else:
+            w *= tf.constant(self.early_gain, x.dtype)
+            x = self._modulated_conv(x, w, style)
         if noise is not None:
-            x += noise * self.noise_strength
+            x += noise * (self.noise_strength * tf.constant(self.early_gain, x.dtype))
         return self.bias_act(x)
+
+    def _modulated_conv(self, x: tf.Tensor, w: tf.Tensor, style: tf.Tensor) -> tf.Tensor:
+        """Convolution of x scaled by the style. For ToRGB, a product per pixel, scaling the weights is faster."""
+        if w.shape[:2] != [1, 1] or self.up or self.down:
+            return resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
+        height, width, channels = x.shape[1:]
+        y = tf.matmul(tf.reshape(x, [-1, height * width, channels]), w[0] * style[:, :, tf.newaxis])
+        return tf.reshape(y, [-1, height, width, self.fmaps])
 
 
 class ConstLayer(Layer):

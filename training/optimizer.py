@@ -1,5 +1,6 @@
 """Adam as in the official code, for one network under any tf.distribute strategy."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,8 @@ class Optimizer:
         Raises: ValueError if the number or the shapes of the gradients do not fit the variables.
         """
         gradients = self._average(self._dense(gradients))
-        finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(g)) for g in gradients]))
+        # One by one: a stack of booleans makes TensorFlow's oneDNN complain on the console.
+        finite = functools.reduce(tf.minimum, [tf.reduce_min(tf.cast(tf.math.is_finite(g), tf.float32)) for g in gradients]) > 0
         if not tf.is_tensor(learning_rate):
             learning_rate = tf.constant(learning_rate, tf.float64)  # The variables may be float64 too.
         learning_rate = tf.convert_to_tensor(learning_rate)         # A variable is read here, not in tf.cond.

@@ -33,6 +33,13 @@ def kimg_of_snapshot(path: str | None) -> float:
     return float(match[1]) if match else 0.0
 
 
+def latest_snapshot(run_dir: str) -> str | None:
+    """Path of the snapshot in a run directory that is furthest in training; None where there is none."""
+    names = gfile().listdir(run_dir) if is_remote_path(run_dir) else os.listdir(run_dir)
+    found = [name for name in names if re.fullmatch(r'network-snapshot-\d+\.pkl', name)]
+    return os.path.join(run_dir, max(found, key=kimg_of_snapshot)) if found else None
+
+
 class ImageSnapshots:
     """The sample sheets of a run: the same latents and labels in every picture.
 
@@ -75,6 +82,13 @@ class NetworkSnapshots:
 
     def __init__(self, networks: Sequence[Network], keep: int | None, names: Sequence[str] = ()):
         self._networks, self._keep, self.names = tuple(networks), keep, list(names)
+
+    def add_existing(self, nimg: int) -> None:
+        """Counts in the snapshot of this moment where there is one: a run that is stopped writes it last of all."""
+        name = SNAPSHOT_NAME % (nimg // 1000)
+        path = make_run_dir_path(name)
+        if name not in self.names and (gfile().exists(path) if is_remote_path(path) else os.path.exists(path)):
+            self.names.append(name)
 
     def save(self, nimg: int) -> str:
         """Writes the snapshot of this moment, then removes what is too many; returns the path."""

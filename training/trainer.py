@@ -35,7 +35,7 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
     Errors: UserError when there are fewer devices than asked for.
     """
     if name == 'auto':
-        name = 'multiworker' if os.environ.get('TF_CONFIG') else 'none' if num_gpus == 1 else 'mirrored'
+        name = 'multiworker' if is_multiworker(name) else 'none' if num_gpus == 1 else 'mirrored'
     if name == 'multiworker':
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == 'none':
@@ -55,6 +55,11 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
         raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical CPUs')
     return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:num_gpus]],
                                           cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def is_multiworker(name: str) -> bool:
+    """Whether the strategy of that name spans several machines, as TF_CONFIG says."""
+    return name == 'multiworker' or (name == 'auto' and bool(os.environ.get('TF_CONFIG')))
 
 
 def _split_cpu(count: int) -> None:

@@ -1,6 +1,7 @@
 """The training loop: schedule, steps, ticks, snapshots, checkpoints."""
 
 import resource
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,11 +13,17 @@ from dnnlib.tflib import autosummary
 from dnnlib.tflib.autosummary import autosummary as report
 from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
-from training.checkpoint import TrainingCheckpoint
+from training.checkpoint import TrainingCheckpoint, has_checkpoint
 from training.dataset import Dataset, load_dataset
 from training.schedule import ema_beta, training_schedule
-from training.snapshots import ImageSnapshots, NetworkSnapshots, kimg_of_snapshot, load_networks
-from training.trainer import Trainer, make_strategy
+from training.snapshots import (
+    ImageSnapshots,
+    NetworkSnapshots,
+    kimg_of_snapshot,
+    latest_snapshot,
+    load_networks,
+)
+from training.trainer import Trainer, is_multiworker, make_strategy
 
 MAX_SKIPPED = 100       # Updates in a row without finite gradients, after which training counts as diverged.
 CHECK_INTERVAL = 50     # Minibatches between two looks at counters on the device, each of which waits for it.
@@ -55,7 +62,8 @@ def training_loop(
 
     Where the run directory holds a checkpoint, the run goes on from it exactly as if it had not stopped.
 
-    Errors: UserError for unusable data or arguments, and when training has diverged.
+    Errors: UserError for unusable data or arguments (see `check_arguments`), when training has diverged, and when
+    the state cannot be saved.
     """
     ctx = RunContext.get()
     distribution = make_strategy(num_gpus, strategy)
@@ -65,8 +73,11 @@ def training_loop(
     sched_args = dict(sched_args or {}, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus)
     sched = training_schedule(0, **sched_args)
 
+    initial_pkl = resume_pkl
+    if resume_pkl is not None and has_checkpoint(ctx.run_dir):
+        initial_pkl = latest_snapshot(ctx.run_dir) or resume_pkl  # The other file may be gone by now.
     with distribution.scope():
-        G, D, Gs = networks = _make_networks(training_set, G_args, D_args, resume_pkl)
+        G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer, *_loss_of(G_loss_args), *_loss_of(D_loss_args),
                           G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.labels,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
@@ -75,10 +86,14 @@ def training_loop(
     # Everything about the run that is neither a variable nor an argument.
     start_kimg = kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg
     progress = EasyDict(nimg=int(start_kimg * 1000), step=0, tick=-1, tick_nimg=int(start_kimg * 1000),
-                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[])
+                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint)
     checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
     stored = checkpoint.restore()
     progress.update(stored or {})
+    if progress.dataset != training_set.fingerprint:
+        raise UserError(f'--resume: the data set {training_set.name} is not the one that the run was started with; '
+                        'choose that one by --data-dir and --dataset, or start a new run from a '
+                        'network-snapshot-*.pkl')
     autosummary.set_state(progress.moments)
     time_before = progress.total_time
 
@@ -94,6 +109,7 @@ def training_loop(
         writer.add_images('Images/fakes', images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu), progress.nimg)
         print(f'Training for {total_kimg} kimg...\n')
     else:
+        snapshots.add_existing(progress.nimg)
         print(f'Resuming at {progress.nimg / 1000:.1f} of {total_kimg} kimg...\n')
 
     def save_state() -> None:
@@ -126,7 +142,9 @@ def training_loop(
             if progress.step % CHECK_INTERVAL == 0 or done:
                 _collect(reports)
                 _check_divergence(trainer)
-            if not (done or progress.tick < 0 or progress.nimg >= progress.tick_nimg + sched.tick_kimg * 1000):
+            is_tick = progress.step % minibatch_repeats == 0 and (
+                progress.tick < 0 or progress.nimg >= progress.tick_nimg + sched.tick_kimg * 1000)
+            if not (done or is_tick):
                 continue
 
             # A tick: progress, pictures, snapshots.
@@ -165,16 +183,31 @@ def training_loop(
     return EasyDict(progress, run_dir=ctx.run_dir, stop_reason=ctx.stop_reason, stop_signal=ctx.stop_signal)
 
 
+def check_arguments(data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
+                    resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto',
+                    **_others: Any) -> None:
+    """Looks at what the user gave to `training_loop` (same arguments) before a run directory is made for it.
+
+    Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide, or a
+    snapshot that does not fit the data set.
+    """
+    if not is_multiworker(strategy):  # Workers meet only once.
+        make_strategy(num_gpus, strategy)
+    training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
+    try:
+        training_schedule(0, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
+        if resume_pkl is not None:
+            _check_networks(load_networks(resume_pkl), training_set, resume_pkl)
+    finally:
+        training_set.close()
+
+
 def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl: str | None):
     """(G, D, Gs), new or from a snapshot, whose shapes must be those of the data set."""
     if resume_pkl is not None:
         print(f'Loading networks from {resume_pkl}...')
         networks = load_networks(resume_pkl)
-        expected = [None, *training_set.shape]
-        if networks[1].input_shape != expected or networks[1].input_shapes[1][1] != training_set.label_size:
-            raise UserError(f'{resume_pkl} is for images {networks[1].input_shape[1:]} with label size '
-                            f'{networks[1].input_shapes[1][1]}; the data set has {expected[1:]} and '
-                            f'{training_set.label_size}')
+        _check_networks(networks, training_set, resume_pkl)
         return networks
     print('Constructing networks...')
     shape = dict(num_channels=training_set.shape[0], resolution=training_set.shape[1],
@@ -182,6 +215,15 @@ def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl
     G = tflib.Network('G', **shape, **G_args)
     D = tflib.Network('D', **shape, **D_args)
     return G, D, G.clone('Gs')
+
+
+def _check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
+    """Raises UserError for networks of a snapshot that are not for the shapes of the data set."""
+    D = networks[1]
+    shape, label_size = D.input_shape[1:], D.input_shapes[1][1]
+    if shape != training_set.shape or label_size != training_set.label_size:
+        raise UserError(f'{path} is for images {shape} with label size {label_size}; the data set has '
+                        f'{training_set.shape} and {training_set.label_size}')
 
 
 def _loss_of(args: dict) -> tuple:
