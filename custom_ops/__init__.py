@@ -1,4 +1,4 @@
-"""The two operations that StyleGAN2 fuses: bias + activation + gain, and upsample + FIR filter + downsample."""
+"""The two operations that StyleGAN2 fuses: bias + activation + gain, upsample + FIR filter + downsample."""
 
 from custom_ops.fused_bias_act import activation_funcs, fused_bias_act
 from custom_ops.upfirdn_2d import (

@@ -17,15 +17,16 @@ class Activation(NamedTuple):
 
     func: Callable[[tf.Tensor, float | None], tf.Tensor]  # (x, alpha) → y, without gain
     def_alpha: float | None                               # Shape parameter where the caller gives none.
-    def_gain: float                                       # Gain that keeps the variance of a unit normal input.
+    def_gain: float                                       # Gain that keeps the variance of unit normal input.
     cuda_idx: int                                         # Number of the function in the compiled kernels.
     ref: str                                              # What the derivative is expressed in: 'x' or 'y'.
-    zero_2nd_grad: bool                                   # True where the second derivative is zero everywhere.
+    zero_2nd_grad: bool                                   # True where the second derivative is 0 everywhere.
 
 
 def leaky_relu(x: tf.Tensor, alpha: float) -> tf.Tensor:
-    """Leaky ReLU whose gradient is taken from the output: the input need not be kept, and TensorFlow can fuse
-    convolution, bias and activation in training too. The output has the sign of the input only for alpha > 0."""
+    """Leaky ReLU whose gradient is taken from the output: the input need not be kept, and TensorFlow can
+    fuse convolution, bias and activation in training too. The output has the sign of the input only for
+    alpha > 0."""
     if alpha <= 0:
         return tf.nn.leaky_relu(x, alpha)
 

@@ -20,7 +20,8 @@ def setup_kernel(k) -> np.ndarray:
     if k.ndim == 1:
         k = np.outer(k, k)
     if k.ndim != 2 or k.size == 0 or np.sum(k) == 0:
-        raise UserError(f'A resampling kernel must be 1-D or 2-D with a non-zero sum. Received shape: {k.shape}')
+        raise UserError('A resampling kernel must be 1-D or 2-D with a non-zero sum. '
+                        f'Received shape: {k.shape}')
     return k / np.sum(k)
 
 
@@ -65,8 +66,9 @@ def upfirdn_2d(
 ) -> tf.Tensor:
     """Upsamples, pads, filters and downsamples a batch of 2-D images, channel by channel.
 
-    Returns [majorDim, outH, outW, minorDim] with outH = (inH·upy + pady0 + pady1 - kh) // downy + 1, outW likewise.
-    Differentiable to any order with respect to `x`. Raises UserError where the arguments do not fit.
+    Returns [majorDim, outH, outW, minorDim] with outH = (inH·upy + pady0 + pady1 - kh) // downy + 1, outW
+    likewise. Differentiable to any order with respect to `x`. Raises UserError where the arguments do not
+    fit.
     """
     check_impl(impl)
     x = tf.convert_to_tensor(x)
@@ -74,7 +76,8 @@ def upfirdn_2d(
     if x.shape.rank != 4 or k.ndim != 2:
         raise UserError(f'upfirdn_2d expects x of rank 4 and k of rank 2. Received: {x.shape} and {k.shape}')
     if min(upx, upy, downx, downy) < 1:
-        raise UserError(f'upfirdn_2d expects factors of at least 1. Received: up {upx}x{upy}, down {downx}x{downy}')
+        raise UserError('upfirdn_2d expects factors of at least 1. '
+                        f'Received: up {upx}x{upy}, down {downx}x{downy}')
     sizes = [x.shape[1] * upy + pady0 + pady1, x.shape[2] * upx + padx0 + padx1]
     if any(size < taps for size, taps in zip(sizes, k.shape, strict=True)):
         raise UserError(f'upfirdn_2d: the filter {k.shape} is larger than the padded image {tuple(sizes)}')
@@ -95,8 +98,9 @@ def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: t
         y = _compute(tf.stop_gradient(x), k, up, down, pads)
 
         def gradient(dy):
-            mirrored = [(taps - pad[0] - 1, size * u - out * d + pad[0] - u + 1) for taps, size, out, u, d, pad
-                        in zip(k.shape, sizes, y.shape[1:3], up, down, pads, strict=True)]
+            axes = zip(k.shape, sizes, y.shape[1:3], up, down, pads, strict=True)
+            mirrored = [(taps - pad[0] - 1, size * u - out * d + pad[0] - u + 1)
+                        for taps, size, out, u, d, pad in axes]
             return _differentiable(dy, k[::-1, ::-1], down, up, tuple(mirrored))
 
         return y, gradient
@@ -113,7 +117,8 @@ def _compute(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -
         x = tf.reshape(x, [-1, height * up[0], width * up[1], channels])
     if min(pads[0] + pads[1]) < 0:
         height, width = x.shape[1:3]
-        x = x[:, max(-pads[0][0], 0):height - max(-pads[0][1], 0), max(-pads[1][0], 0):width - max(-pads[1][1], 0)]
+        x = x[:, max(-pads[0][0], 0):height - max(-pads[0][1], 0),
+              max(-pads[1][0], 0):width - max(-pads[1][1], 0)]
         pads = tuple((max(before, 0), max(after, 0)) for before, after in pads)
     pads = [[0, 0], list(pads[0]), list(pads[1]), [0, 0]]
     return _fir(x, k, down[0], pads) if down[0] == down[1] else _fir(x, k, 1, pads)[:, ::down[0], ::down[1]]
@@ -129,7 +134,8 @@ def _resample(x, k, data_format, impl, up=1, down=1, pad0=0, pad1=0):
 def filter_2d(x: tf.Tensor, k, gain: float = 1, data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
     """Filters a batch of images with the FIR filter k, keeping their size.
 
-    Args: x [N, C, H, W] or [N, H, W, C]; k taps, 1-D = separable, normalized to sum 1; gain on the signal magnitude.
+    Args: x [N, C, H, W] or [N, H, W, C]; k taps, 1-D = separable, normalized to sum 1; gain on the signal
+    magnitude.
     """
     k = setup_kernel(k) * gain
     p = k.shape[0] - 1
@@ -154,7 +160,7 @@ def downsample_2d(x: tf.Tensor, k=None, factor: int = 2, gain: float = 1, data_f
 
 def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: float = 1,
                      data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
-    """upsample_2d followed by a SAME convolution with w, computed as a strided transposed convolution and a filter.
+    """upsample_2d, then a SAME convolution with w, computed as a strided transposed convolution and a filter.
 
     Args: x [N, C, H, W] or [N, H, W, C]; w [kh, kw, in, out], square; k, gain as upsample_2d.
     """

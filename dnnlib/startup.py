@@ -31,7 +31,8 @@ def load_tensorflow() -> None:
         import tensorflow as tf
         tf.config.list_physical_devices()  # Loads the CUDA driver, which talks too.
     if os.environ['TF_CPP_MIN_LOG_LEVEL'] not in ('0', '1'):
-        tf.get_logger().setLevel('ERROR')  # The part of TensorFlow that is Python does not look at the variable.
+        # The part of TensorFlow that is Python does not look at the variable.
+        tf.get_logger().setLevel('ERROR')
 
 
 @contextlib.contextmanager

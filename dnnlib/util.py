@@ -6,6 +6,7 @@ needs its file systems.
 
 import contextlib
 import difflib
+import errno
 import importlib
 import math
 import os
@@ -144,6 +145,9 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', **open_kwargs: Any) 
         yield file
 
 
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 @contextlib.contextmanager
 def _atomic_local(path: str | os.PathLike, mode: str, open_kwargs: dict) -> Iterator[IO]:
     if 'b' not in mode:
@@ -168,9 +172,11 @@ def _atomic_local(path: str | os.PathLike, mode: str, open_kwargs: dict) -> Iter
             with contextlib.suppress(OSError):
                 os.chmod(temp, stat.S_IMODE(old_mode))
         os.replace(temp, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temp)
+        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS and error.filename is None:
+            error.filename = path  # Writing, unlike opening, does not say where.
         raise
     _fsync_dir(directory)
 

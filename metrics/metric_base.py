@@ -9,9 +9,10 @@ from dnnlib.util import UserError, did_you_mean, get_obj_by_name
 # Name of a metric → keyword arguments of its class, 'func_name' among them.
 metric_defaults: dict[str, dict[str, Any]] = {}
 
-# The names that official command lines use: those that are not available are left out with a warning, not an error.
-OFFICIAL_METRICS = ('fid50k', 'kid50k', 'is50k', 'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'ppl2_wend', 'ls',
-                    'pr50k3', 'fid50k_full', 'kid50k_full', 'pr50k3_full')
+# The names that official command lines use: those that are not available are left out with a warning, not an
+# error.
+OFFICIAL_METRICS = ('fid50k', 'kid50k', 'is50k', 'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend',
+                    'ppl2_wend', 'ls', 'pr50k3', 'fid50k_full', 'kid50k_full', 'pr50k3_full')
 
 
 class MetricGroup:
@@ -53,9 +54,10 @@ def find_metrics(names: str | Sequence[str]) -> list[dict[str, Any]]:
     known = list(dict.fromkeys([*metric_defaults, *OFFICIAL_METRICS]))
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f'--metrics: expected none or some of {", ".join(known)}. Received: {",".join(unknown)}'
-                        f'{did_you_mean(unknown[0], known, 1)}')
+        raise UserError(f'--metrics: expected none or some of {", ".join(known)}. '
+                        f'Received: {",".join(unknown)}{did_you_mean(unknown[0], known, 1)}')
     missing = [name for name in names if name not in metric_defaults]
     if missing:
-        print(f'Warning: --metrics: not available in this version and left out: {", ".join(missing)}', file=sys.stderr)
+        print(f'Warning: --metrics: not available in this version and left out: {", ".join(missing)}',
+              file=sys.stderr)
     return [metric_defaults[name] for name in names if name in metric_defaults]

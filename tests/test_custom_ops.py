@@ -25,12 +25,14 @@ class FusedBiasActGoldenTest(tf.test.TestCase):
         self.assertLen(groups, 45)
         for case, a in groups.items():
             meta = arrays['meta'][f'fused_bias_act/{case}']
-            x, b, gy = tf.constant(a['x']), tf.constant(a['b']) if meta['bias'] else None, tf.constant(a['gy'])
+            x, gy = tf.constant(a['x']), tf.constant(a['gy'])
+            b = tf.constant(a['b']) if meta['bias'] else None
             with tf.GradientTape() as outer:
                 outer.watch([x, gy])
                 with tf.GradientTape() as inner:
                     inner.watch([x] if b is None else [x, b])
-                    y = fused_bias_act(x, b, axis=meta['axis'], act=meta['act'], alpha=meta['alpha'], gain=meta['gain'])
+                    y = fused_bias_act(x, b, axis=meta['axis'], act=meta['act'], alpha=meta['alpha'],
+                                       gain=meta['gain'])
                     total = tf.reduce_sum(y * gy)
                 dx, db = inner.gradient(total, [x, b if b is not None else x])
                 second = tf.reduce_sum(dx * a['ddx'])
@@ -67,8 +69,8 @@ class ResamplingGoldenTest(tf.test.TestCase):
                 testutil.assert_close(self, dw, a['dw'], msg=case)
 
     def test_upfirdn_2d(self):
-        # The 4x4 kernel stands in the file after a later official call had normalized it in place; the images were
-        # made before. A least-squares fit of case 0 gives its sum then, to a residual of 1e-12.
+        # The 4x4 kernel stands in the file after a later official call had normalized it in place; the images
+        # were made before. A least-squares fit of case 0 gives its sum then, to a residual of 1e-12.
         sum_before = 8.683694
         self._check('upfirdn_2d', lambda x, w, a, meta: upfirdn_2d(
             x, a['k'] * (sum_before if a['k'].shape == (4, 4) else 1),

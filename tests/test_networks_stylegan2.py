@@ -116,8 +116,9 @@ class GeneratorGoldenTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.product(snapshot=SNAPSHOTS, role=('G', 'Gs'))
     def test_gradients(self, snapshot, role):
-        # In float64, a hundred times tighter than float32 allows: an activation within rounding of zero may land on
-        # either side of the kink of the leaky ReLU (one does in Gs of e_Gorig_Dorig_32, where float32 is off by 1e-3).
+        # In float64, a hundred times tighter than float32 allows: an activation within rounding of zero may
+        # land on either side of the kink of the leaky ReLU (one does in Gs of e_Gorig_Dorig_32, where float32
+        # is off by 1e-3).
         a = testutil.load('stylegan2', f'{snapshot}_{role}.npz')
         state = legacy.find_network(legacy.load_pkl(testutil.golden('stylegan2', f'{snapshot}.pkl')), role)
         G = testutil.build_network(state, dtype='float64')

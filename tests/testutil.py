@@ -1,7 +1,8 @@
 """What the tests share: where the golden reference data lies and how to compare with it.
 
-The golden data (numbers computed with the official TensorFlow 1 code) is looked for in `$STYLEGAN_GOLDEN`, then in
-`../shared/golden` beside the checkout. The few small files that a clone alone needs are in `tests/data`.
+The golden data (numbers computed with the official TensorFlow 1 code) is looked for in `$STYLEGAN_GOLDEN`,
+then in `../shared/golden` beside the checkout. The few small files that a clone alone needs are in
+`tests/data`.
 """
 
 import json
@@ -183,7 +184,8 @@ class RecordedContext(Context):
         return tf.constant(self._next('integers', shape), tf.int32)
 
     def random_labels(self, minibatch_size):
-        return tf.constant(self._queues['labels'].pop(0)) if self._queues['labels'] else tf.zeros([minibatch_size, 0])
+        labels = self._queues['labels']
+        return tf.constant(labels.pop(0)) if labels else tf.zeros([minibatch_size, 0])
 
     def report(self, name, values):
         self.reports[name] = values

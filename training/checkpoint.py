@@ -59,8 +59,9 @@ class TrainingCheckpoint:
         except (tf.errors.OpError, OSError) as error:
             if tf.train.latest_checkpoint(self._manager.directory) != path:
                 _remove_files(self._manager.directory, keep=earlier)
-            raise UserError(f'{path}: the checkpoint cannot be written ({_first_line(error)}). Make room and go on '
-                            'with --resume: the one before is whole') from error
+            advice = 'go on with --resume, the one before is whole' if earlier else 'start again'
+            raise UserError(f'{path}: the checkpoint cannot be written ({_first_line(error)}). '
+                            f'Make room and {advice}') from error
         self._known = path
         return path
 

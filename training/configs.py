@@ -1,7 +1,7 @@
 """The training configurations by name, as data. Sources: StyleGAN2, tables 1 and 2 and appendix B.
 
-Every config is a nested dict of arguments of `training.training_loop.training_loop`, built by laying a few changes
-over a base. `find_config` adds what the command line says.
+Every config is a nested dict of arguments of `training.training_loop.training_loop`, built by laying a few
+changes over a base. `find_config` adds what the command line says.
 """
 
 import copy
@@ -37,7 +37,7 @@ CONFIG_F: dict[str, Any] = dict(
 
 
 def _config_e(G_architecture: str, D_architecture: str) -> dict[str, Any]:
-    """Changes that make config E of config F: half the feature maps, gamma 100 (Table 2 varies the architectures)."""
+    """Changes that make config E of config F: half the feature maps, gamma 100 (Table 2: architectures)."""
     return dict(G_args=dict(fmap_base=8 << 10, architecture=G_architecture),
                 D_args=dict(fmap_base=8 << 10, architecture=D_architecture),
                 D_loss_args=dict(gamma=100))
@@ -45,7 +45,8 @@ def _config_e(G_architecture: str, D_architecture: str) -> dict[str, Any]:
 
 # A network small enough for two CPU cores; learns the embedded 32x32 data set in minutes.
 DEMO: dict[str, Any] = dict(
-    G_args=dict(fmap_base=512, fmap_max=64, latent_size=64, dlatent_size=64, mapping_fmaps=64, mapping_layers=4),
+    G_args=dict(fmap_base=512, fmap_max=64, latent_size=64, dlatent_size=64,
+                mapping_fmaps=64, mapping_layers=4),
     D_args=dict(fmap_base=512, fmap_max=64),
     D_loss_args=dict(gamma=0.1),
     sched_args=dict(G_lrate_base=0.003, D_lrate_base=0.003, minibatch_size_base=32, minibatch_gpu_base=32,
@@ -64,7 +65,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     'config-e': ('StyleGAN2 without large networks (Table 1, E)', dict(
         G_args=dict(fmap_base=8 << 10), D_args=dict(fmap_base=8 << 10), D_loss_args=dict(gamma=100))),
     'config-f': ('StyleGAN2 (Table 1, F)', {}),
-    **{f'config-e-G{G}-D{D}': (f'config-e with {G} generator and {D} discriminator (Table 2)', _config_e(G, D))
+    **{f'config-e-G{G}-D{D}': (f'config-e with {G} generator and {D} discriminator (Table 2)',
+                              _config_e(G, D))
        for G in ('orig', 'skip', 'resnet') for D in ('orig', 'skip', 'resnet')},
     'demo': ('a small StyleGAN2 for the embedded data set, minutes on two CPU cores', DEMO),
 }

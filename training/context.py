@@ -2,8 +2,8 @@
 
 Networks and losses never draw from a global generator and never assign to a variable themselves; they ask the
 context they are given. That makes one and the same code serve plain inference (`Context`), the training loop
-(`StepContext`: random numbers are a function of seed and position, so that a resumed run repeats them exactly and
-the number of replicas does not matter) and tests that feed recorded random numbers.
+(`StepContext`: random numbers are a function of seed and position, so that a resumed run repeats them exactly
+and the number of replicas does not matter) and tests that feed recorded random numbers.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dnnlib.tflib.autosummary import reduce_moments
 
 
 class Context:
-    """Immediate mode: global random numbers, updates assigned at once, reports dropped, features on request."""
+    """Immediate mode: global random numbers, updates done at once, reports dropped, features on request."""
 
     def __init__(self, label_table: tf.Tensor | None = None, keep_features: bool = False,
                  loss_state: dict | None = None):
@@ -65,7 +65,7 @@ class Context:
 
 
 class StepContext(Context):
-    """One pass of a training step: reproducible random numbers; updates and reports are collected, not executed.
+    """One pass of a training step: reproducible random numbers; updates and reports are only collected.
 
     Args:
         seed: int32 tensor [2]. The n-th draw of the pass is a function of seed and n alone.

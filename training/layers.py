@@ -1,28 +1,28 @@
-"""The layers that the networks are made of. Activations are NHWC; weights have the official names and layouts."""
+"""The layers that networks are made of. Activations are NHWC; weights have the official names and layouts."""
 
-import numpy as np
 import keras
+import numpy as np
 import tensorflow as tf
 
 from custom_ops import activation_funcs, conv_downsample_2d, fused_bias_act, upsample_conv_2d
 from dnnlib.util import UserError
-
 
 # Activations with act(g·x) = g·act(x) for g > 0.
 HOMOGENEOUS = ('linear', 'relu', 'lrelu')
 
 
 class Layer(keras.layers.Layer):
-    """A Keras layer whose weights and sub-layers are addressed by official names such as '64x64/Conv0_up/weight'.
+    """A Keras layer whose weights and sub-layers have official names such as '64x64/Conv0_up/weight'.
 
-    Everything is created in the constructor: StyleGAN's shapes are known there, and a network can be filled from a
-    pickle as soon as it exists.
+    Everything is created in the constructor: StyleGAN's shapes are known there, and a network can be filled
+    from a pickle as soon as it exists.
     """
 
     def __init__(self, name: str | None = None, dtype: str = 'float32'):
         super().__init__(name=name, dtype=dtype)
         self.built = True
-        # Kept out of Keras' attribute tracking: the same weights are tracked by add_weight, the layers by add_layer.
+        # Kept out of Keras' attribute tracking: the same weights are tracked by add_weight, the layers by
+        # add_layer.
         self.__dict__['_own_variables'] = {}
         self.__dict__['_children'] = {}
 
@@ -48,7 +48,8 @@ class Layer(keras.layers.Layer):
         named = dict(self._own_variables)
         if recursive:
             for child in self._children.values():
-                named.update({f'{child.name}/{key}': variable for key, variable in child.named_variables().items()})
+                named.update({f'{child.name}/{key}': variable
+                              for key, variable in child.named_variables().items()})
         return named
 
     def named_trainables(self) -> dict[str, keras.Variable]:
@@ -57,7 +58,7 @@ class Layer(keras.layers.Layer):
 
 
 def normal_initializer(stddev: float) -> keras.initializers.Initializer:
-    """N(0, stddev²), drawn with a seed from Keras' generator (keras.utils.set_random_seed makes it repeatable)."""
+    """N(0, stddev²), with a seed from Keras' generator (keras.utils.set_random_seed makes it repeatable)."""
     return keras.initializers.RandomNormal(0.0, stddev)
 
 
@@ -94,14 +95,14 @@ class BiasActLayer(Layer):
 
     @property
     def early_gain(self) -> float:
-        """What the input of `bias_act` has to be multiplied by: the gain of an activation with act(g·x) = g·act(x).
+        """What the input of `bias_act` has to be multiplied by: the gain of an activation in HOMOGENEOUS.
 
         Put into the weights or a factor that is there anyway, it saves a pass over the activations.
         """
         return activation_funcs[self.act].def_gain if self.act in HOMOGENEOUS else 1.0
 
     def bias_act(self, x: tf.Tensor) -> tf.Tensor:
-        """Adds the bias along the last axis and applies the activation with what is left of its default gain."""
+        """Adds the bias along the last axis and applies the activation with the rest of its default gain."""
         gain = 1.0 if self.act in HOMOGENEOUS else None
         if self.bias is None:
             return fused_bias_act(x, act=self.act, gain=gain)
@@ -113,7 +114,8 @@ class BiasActLayer(Layer):
 class DenseLayer(BiasActLayer):
     """Fully connected layer with equalized learning rate, bias and activation.
 
-    Input [N, in] → output [N, fmaps]. Inputs of rank 4 (NHWC) are flattened as C, H, W, like the official weights.
+    Input [N, in] → output [N, fmaps]. Inputs of rank 4 (NHWC) are flattened as C, H, W, like the official
+    weights.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ def _as_taps(resample_kernel):
 
 
 def resampling_conv(x: tf.Tensor, w: tf.Tensor, up: bool, down: bool, resample_kernel) -> tf.Tensor:
-    """SAME convolution of x [N, H, W, in] with w [kh, kw, in, out], upsampled or downsampled by 2 on the way."""
+    """SAME convolution of x [N, H, W, in] with w [kh, kw, in, out], up- or downsampled by 2 on the way."""
     if up:
         return upsample_conv_2d(x, w, k=resample_kernel, data_format='NHWC')
     if down:
@@ -193,9 +195,9 @@ def resampling_conv(x: tf.Tensor, w: tf.Tensor, up: bool, down: bool, resample_k
 class ModulatedConv2DLayer(BiasActLayer):
     """Modulated, demodulated convolution, noise, bias, activation (StyleGAN2, section 2.2 and figure 2d).
 
-    The weights are shared by the whole minibatch: instead of scaling the weights per sample (equation 1), the input
-    activations are scaled by the style and the output by the demodulation coefficient (equation 3), which is the
-    same number and has gradients of every order in every precision.
+    The weights are shared by the whole minibatch: instead of scaling the weights per sample (equation 1), the
+    input activations are scaled by the style and the output by the demodulation coefficient (equation 3),
+    which is the same number and has gradients of every order in every precision.
 
     Call arguments: x [N, H, W, in_fmaps], style w [N, dlatent_size], noise [N or 1, H', W', 1] or None.
     """
@@ -233,7 +235,8 @@ class ModulatedConv2DLayer(BiasActLayer):
         w = self.weight * tf.constant(self.coef, x.dtype)
         style = tf.matmul(dlatents, self.mod_weight * tf.constant(self.mod_coef, x.dtype)) + self.mod_bias + 1
         if self.demodulate:
-            x = resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
+            scaled = x * style[:, tf.newaxis, tf.newaxis]
+            x = resampling_conv(scaled, w, self.up, self.down, self.resample_kernel)
             # Σ over kh, kw, in of (w·s)²: the sum over kh and kw does not depend on the sample.
             power = tf.matmul(tf.square(style), tf.reduce_sum(tf.square(w), axis=[0, 1]))
             factor = tf.math.rsqrt(power + tf.constant(1e-8, x.dtype)) * tf.constant(self.early_gain, x.dtype)
@@ -246,16 +249,17 @@ class ModulatedConv2DLayer(BiasActLayer):
         return self.bias_act(x)
 
     def _modulated_conv(self, x: tf.Tensor, w: tf.Tensor, style: tf.Tensor) -> tf.Tensor:
-        """Convolution of x scaled by the style. For ToRGB, a product per pixel, scaling the weights is faster."""
+        """Convolution of x scaled by the style. For ToRGB, per pixel, scaling the weights is faster."""
         if w.shape[:2] != [1, 1] or self.up or self.down:
-            return resampling_conv(x * style[:, tf.newaxis, tf.newaxis], w, self.up, self.down, self.resample_kernel)
+            scaled = x * style[:, tf.newaxis, tf.newaxis]
+            return resampling_conv(scaled, w, self.up, self.down, self.resample_kernel)
         height, width, channels = x.shape[1:]
         y = tf.matmul(tf.reshape(x, [-1, height * width, channels]), w[0] * style[:, :, tf.newaxis])
         return tf.reshape(y, [-1, height, width, self.fmaps])
 
 
 class ConstLayer(Layer):
-    """The learned constant input of a synthesis network (StyleGAN, section 2): [1, fmaps, H, W] in official layout."""
+    """The learned constant input of synthesis (StyleGAN, section 2): [1, fmaps, H, W] in official layout."""
 
     def __init__(self, name: str, fmaps: int, size: tuple[int, int], initializer, dtype: str = 'float32'):
         super().__init__(name, dtype)
@@ -284,8 +288,8 @@ def minibatch_stddev_layer(x: tf.Tensor, group_size: int = 4, num_new_features: 
     height, width, channels = x.shape[1:]
     group_size = min(group_size, batch) if isinstance(batch, int) else tf.minimum(group_size, batch)
     if isinstance(batch, int) and batch % group_size != 0:
-        raise UserError(f'The minibatch size must be divisible by the group size {group_size} of the minibatch '
-                        f'standard deviation. Received: {batch}')
+        raise UserError(f'The minibatch size must be divisible by the group size {group_size} of the '
+                        f'minibatch standard deviation. Received: {batch}')
     if channels % num_new_features != 0:
         raise UserError(f'mbstd_num_features must divide the number of channels {channels}. '
                         f'Received: {num_new_features}')
@@ -301,12 +305,13 @@ class NetworkLayer(Layer):
 
     Attributes:
         static_kwargs: the keyword arguments that the network was made with, as they stand in a pickle.
-        components: {official component name: NetworkLayer}; their weights appear below the component's own name.
+        components: {official component name: NetworkLayer}; their weights appear below the component's name.
         input_names, input_shapes, output_names, output_shapes: official ones (images in NCHW, None = batch).
     """
 
     def __new__(cls, *args, **kwargs):
-        # Only here are the arguments known as given: an official pickle does not hold those left at their defaults.
+        # Only here are the arguments known as given: an official pickle does not hold those left at their
+        # defaults.
         network = super().__new__(cls, *args, **kwargs)
         network.__dict__['static_kwargs'] = {key: value for key, value in kwargs.items() if key != 'name'}
         return network
@@ -336,5 +341,5 @@ def log2_resolution(resolution: int) -> int:
 
 
 def feature_maps(stage: int, fmap_base: float, fmap_decay: float, fmap_min: int, fmap_max: int) -> int:
-    """Number of feature maps of a stage: fmap_base / 2^(stage·fmap_decay), clipped to [fmap_min, fmap_max]."""
+    """Feature maps of a stage: fmap_base / 2^(stage·fmap_decay), clipped to [fmap_min, fmap_max]."""
     return int(np.clip(int(fmap_base / (2.0 ** (stage * fmap_decay))), fmap_min, fmap_max))

@@ -1,14 +1,14 @@
 """Loss functions of StyleGAN2.
 
-Every function is called as `func(G, D, ctx, minibatch_size, [reals, labels,] **kwargs)`, with reals [N, H, W, C] and
-labels [N, label_size] for a discriminator, and returns two parts, `(loss, reg)`: functions without arguments that
-give one number per sample, the loss [N, 1] and the regularization term [N]; reg is None where there is none. What is
-minimized is the mean. They are separate because lazy regularization (StyleGAN2, section 3.1) evaluates them at
-different intervals.
+Every function is called as `func(G, D, ctx, minibatch_size, [reals, labels,] **kwargs)`, with reals
+[N, H, W, C] and labels [N, label_size] for a discriminator, and returns two parts, `(loss, reg)`: functions
+without arguments that give one number per sample, the loss [N, 1] and the regularization term [N]; reg is
+None where there is none. What is minimized is the mean. They are separate because lazy regularization
+(StyleGAN2, section 3.1) evaluates them at different intervals.
 
-Random numbers come from `ctx`, in the official order. Sources: Goodfellow et al. 2014 (logistic), Arjovsky et al.
-2017 and Gulrajani et al. 2017 (WGAN, WGAN-GP), Mescheder et al. 2018 (R1, R2), Lim & Ye 2017 (hinge), Karras et al.
-2019 (path length regularization).
+Random numbers come from `ctx`, in the official order. Sources: Goodfellow et al. 2014 (logistic), Arjovsky et
+al. 2017 and Gulrajani et al. 2017 (WGAN, WGAN-GP), Mescheder et al. 2018 (R1, R2), Lim & Ye 2017 (hinge),
+Karras et al. 2019 (path length regularization).
 """
 
 import functools
@@ -74,7 +74,8 @@ def G_logistic_ns_pathreg(
             images, dlatents = _generate(G, ctx, pl_minibatch, labels, return_dlatents=True)
             # Scaled so that the expected length does not depend on the resolution.
             height, width = images.shape[1:3]
-            noise = ctx.normal(tf.shape(images), images.dtype) / tf.sqrt(tf.cast(height * width, images.dtype))
+            scale = tf.sqrt(tf.cast(height * width, images.dtype))
+            noise = ctx.normal(tf.shape(images), images.dtype) / scale
             total = tf.reduce_sum(images * noise)
         gradients = tape.gradient(total, dlatents)
         lengths = tf.sqrt(tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=2), axis=1))
@@ -93,7 +94,7 @@ G_logistic_ns_pathreg.state = {'pl_mean': 0.0}
 
 
 def _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, of_scores) -> tuple[Part, Part]:
-    """The loss as a function of (real scores, fake scores), and the fakes for whoever needs them in the same pass."""
+    """The loss of_scores(real scores, fake scores), and the fakes for whoever needs them in the same pass."""
     fakes = functools.cache(lambda: _generate(G, ctx, minibatch_size, labels))
 
     def loss():
@@ -157,7 +158,7 @@ def D_wgan(G, D, ctx, minibatch_size: int, reals, labels, wgan_epsilon: float = 
 
 
 def _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target) -> Part:
-    """lambda/target² · (|dD/dx| - target)² at random points between reals and fakes (Gulrajani et al. 2017)."""
+    """lambda/target²·(|dD/dx| - target)² at random points between reals and fakes (Gulrajani et al. 2017)."""
     def reg():
         images = fakes()
         factors = ctx.uniform([minibatch_size, 1, 1, 1], dtype=reals.dtype)
@@ -177,7 +178,8 @@ def D_wgan_gp(
     """Wasserstein loss with gradient penalty (Gulrajani et al. 2017; ProGAN, appendix A.1)."""
     of_scores = _wasserstein(ctx, wgan_epsilon)
     loss, fakes = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, of_scores)
-    return loss, _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
+    reg = _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
+    return loss, reg
 
 
 def _hinge(real_scores, fake_scores):
@@ -196,4 +198,5 @@ def D_hinge_gp(
 ) -> Parts:
     """Hinge loss with the gradient penalty of WGAN-GP."""
     loss, fakes = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _hinge)
-    return loss, _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
+    reg = _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
+    return loss, reg

@@ -1,7 +1,8 @@
 """StyleGAN2 networks (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN").
 
-G_main = G_mapping + G_synthesis_stylegan2, and D_stylegan2, each with the official keyword arguments, defaults,
-variable names and weight layouts. Inputs and outputs are NHWC; `dnnlib.tflib.Network` speaks NCHW for users.
+G_main = G_mapping + G_synthesis_stylegan2, and D_stylegan2, each with the official keyword arguments,
+defaults, variable names and weight layouts. Inputs and outputs are NHWC; `dnnlib.tflib.Network` speaks NCHW
+for users.
 """
 
 import numpy as np
@@ -55,13 +56,16 @@ class G_main(NetworkLayer):
     def __init__(
         self,
         name: str = 'G',
-        truncation_psi: float | None = 0.5,         # (*) Style strength of the truncation trick. None = disable.
+        truncation_psi: float | None = 0.5,         # (*) Style strength of the truncation trick.
+                                                    # None = disable.
         truncation_cutoff: int | None = None,       # (*) Number of layers to truncate. None = all.
         truncation_psi_val: float | None = None,    # (*) truncation_psi during validation.
         truncation_cutoff_val: int | None = None,   # (*) truncation_cutoff during validation.
-        dlatent_avg_beta: float | None = 0.995,     # (*) Decay of the moving average of w in training. None = disable.
-        style_mixing_prob: float | None = 0.9,      # (*) Probability of mixing styles in training. None = disable.
-        is_training: bool = False,                  # (*) Training: style mixing and average on, truncation off.
+        dlatent_avg_beta: float | None = 0.995,     # (*) Decay of the moving average of w in training.
+                                                    # None = disable.
+        style_mixing_prob: float | None = 0.9,      # (*) Probability of mixing styles in training.
+                                                    # None = disable.
+        is_training: bool = False,                  # (*) Training: mixing and average on, truncation off.
         is_validation: bool = False,                # (*) Validation: truncation by the _val arguments.
         return_dlatents: bool = False,              # (*) Return w beside the images?
         mapping_func: str = 'G_mapping',                    # Class of the mapping network.
@@ -73,7 +77,8 @@ class G_main(NetworkLayer):
         self.truncation_psi, self.truncation_cutoff = truncation_psi, truncation_cutoff
         self.truncation_psi_val, self.truncation_cutoff_val = truncation_psi_val, truncation_cutoff_val
         self.dlatent_avg_beta, self.style_mixing_prob = dlatent_avg_beta, style_mixing_prob
-        self.is_training, self.is_validation, self.return_dlatents = is_training, is_validation, return_dlatents
+        self.is_training, self.is_validation = is_training, is_validation
+        self.return_dlatents = return_dlatents
 
         self.synthesis = self.add_component('synthesis', _resolve(synthesis_func, 'G_synthesis', kwargs))
         self.num_layers = self.synthesis.input_shapes[0][1]
@@ -87,17 +92,18 @@ class G_main(NetworkLayer):
         self.set_interface(dict(zip(self.mapping.input_names, self.mapping.input_shapes, strict=True)),
                            {'images_out': self.synthesis.output_shapes[0]})
 
-    # The options stand one by one because Keras refuses tensors among other values in **dynamic; ... = not given.
+    # The options stand one by one because Keras refuses tensors among other values in **dynamic; ... means
+    # not given.
     def call(self, latents_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None, *,
              truncation_psi=..., truncation_cutoff=..., truncation_psi_val=..., truncation_cutoff_val=...,
-             dlatent_avg_beta=..., style_mixing_prob=..., is_training=..., is_validation=..., return_dlatents=...,
-             **dynamic):
+             dlatent_avg_beta=..., style_mixing_prob=..., is_training=..., is_validation=...,
+             return_dlatents=..., **dynamic):
         ctx = ctx or Context()
         option = dict(
-            truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, truncation_psi_val=truncation_psi_val,
-            truncation_cutoff_val=truncation_cutoff_val, dlatent_avg_beta=dlatent_avg_beta,
-            style_mixing_prob=style_mixing_prob, is_training=is_training, is_validation=is_validation,
-            return_dlatents=return_dlatents)
+            truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff,
+            truncation_psi_val=truncation_psi_val, truncation_cutoff_val=truncation_cutoff_val,
+            dlatent_avg_beta=dlatent_avg_beta, style_mixing_prob=style_mixing_prob,
+            is_training=is_training, is_validation=is_validation, return_dlatents=return_dlatents)
         option = {name: getattr(self, name) if value is ... else value for name, value in option.items()}
         if option['is_training'] and option['is_validation']:
             raise UserError('is_training and is_validation exclude each other. Received: both')
@@ -151,7 +157,7 @@ class G_mapping(NetworkLayer):
         latent_size: int = 512,             # Size of z.
         label_size: int = 0,                # Size of the labels, 0 if there are none.
         dlatent_size: int = 512,            # Size of w.
-        dlatent_broadcast: int | None = None,   # Number of copies of w to output. None = one, without the axis.
+        dlatent_broadcast: int | None = None,   # Copies of w to output. None = one, without the axis.
         mapping_layers: int = 8,            # Number of layers.
         mapping_fmaps: int = 512,           # Number of activations of the hidden layers.
         mapping_lrmul: float = 0.01,        # Learning rate multiplier of the layers.
@@ -169,19 +175,22 @@ class G_mapping(NetworkLayer):
         if label_size:
             # The embedding of the label has no equalized learning rate.
             self.label_concat = self.add_layer(Layer('LabelConcat', dtype))
-            self.label_weight = self.label_concat.add_variable('weight', [label_size, latent_size], normal_initializer(1))
+            self.label_weight = self.label_concat.add_variable('weight', [label_size, latent_size],
+                                                               normal_initializer(1))
             in_features += latent_size
         self.layers = []
         for index in range(mapping_layers):
             fmaps = dlatent_size if index == mapping_layers - 1 else mapping_fmaps
             self.layers.append(self.add_layer(DenseLayer(
-                f'Dense{index}', in_features, fmaps, act=mapping_nonlinearity, lrmul=mapping_lrmul, dtype=dtype)))
+                f'Dense{index}', in_features, fmaps,
+                act=mapping_nonlinearity, lrmul=mapping_lrmul, dtype=dtype)))
             in_features = fmaps
         shape = [None, dlatent_size] if dlatent_broadcast is None else [None, dlatent_broadcast, dlatent_size]
         self.set_interface({'latents_in': [None, latent_size], 'labels_in': [None, label_size]},
                            {'dlatents_out': shape})
 
-    def call(self, latents_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None, **_dynamic):
+    def call(self, latents_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None,
+             **_dynamic):
         ctx = ctx or Context()
         x = latents_in
         if self.label_size:
@@ -202,23 +211,25 @@ class SynthesisBlock(Layer):
         super().__init__(f'{2 ** res}x{2 ** res}', common['dtype'])
         self.res, self.architecture = res, architecture
         self.resample_kernel = tuple(common['resample_kernel']) if common['resample_kernel'] else None
+        noisy = dict(use_noise=True, **common)
         if res == 2:
-            self.convs = [self.add_layer(ModulatedConv2DLayer('Conv', fmaps, fmaps, 3, use_noise=True, **common))]
+            self.convs = [self.add_layer(ModulatedConv2DLayer('Conv', fmaps, fmaps, 3, **noisy))]
         else:
             self.convs = [
-                self.add_layer(ModulatedConv2DLayer('Conv0_up', in_fmaps, fmaps, 3, up=True, use_noise=True, **common)),
-                self.add_layer(ModulatedConv2DLayer('Conv1', fmaps, fmaps, 3, use_noise=True, **common))]
+                self.add_layer(ModulatedConv2DLayer('Conv0_up', in_fmaps, fmaps, 3, up=True, **noisy)),
+                self.add_layer(ModulatedConv2DLayer('Conv1', fmaps, fmaps, 3, **noisy))]
         self.skip = None
         if architecture == 'resnet' and res > 2:
-            self.skip = self.add_layer(Conv2DLayer('Skip', in_fmaps, fmaps, 1, up=True, use_bias=False,
-                                                   resample_kernel=common['resample_kernel'], dtype=common['dtype']))
+            self.skip = self.add_layer(Conv2DLayer(
+                'Skip', in_fmaps, fmaps, 1, up=True, use_bias=False,
+                resample_kernel=common['resample_kernel'], dtype=common['dtype']))
         self.to_rgb = None
         if has_rgb:
-            self.to_rgb = self.add_layer(ModulatedConv2DLayer('ToRGB', fmaps, num_channels, 1, demodulate=False,
-                                                              **{**common, 'act': 'linear'}))
+            self.to_rgb = self.add_layer(ModulatedConv2DLayer(
+                'ToRGB', fmaps, num_channels, 1, demodulate=False, **{**common, 'act': 'linear'}))
 
     def call(self, x, y, dlatents, noises, ctx):
-        """x: features, y: image so far or None, dlatents [N, num_layers, dlatent_size] → (features, image)."""
+        """x: features, y: image or None, dlatents [N, num_layers, dlatent_size] → (features, image)."""
         shortcut = x
         first = 2 * self.res - 3 - len(self.convs)  # Conv0_up 2·res-5, Conv1 2·res-4, ToRGB 2·res-3.
         for index, (conv, noise) in enumerate(zip(self.convs, noises, strict=True)):
@@ -235,7 +246,7 @@ class SynthesisBlock(Layer):
 
 
 class G_synthesis_stylegan2(NetworkLayer):
-    """The synthesis network w → image (StyleGAN2, figures 2 and 7), configs E and F and the 'orig' architecture.
+    """The synthesis network w → image (StyleGAN2, figures 2 and 7), configs E and F and architecture 'orig'.
 
     Call arguments: dlatents_in [N, num_layers, dlatent_size]; randomize_noise overrides the argument below.
     Returns images [N, H, W, num_channels].
@@ -256,8 +267,8 @@ class G_synthesis_stylegan2(NetworkLayer):
         nonlinearity: str = 'lrelu',        # Activation function.
         dtype: str = 'float32',             # Of activations and weights.
         resample_kernel=(1, 3, 3, 1),       # FIR filter of the resampling. None = box.
-        base_shape: tuple[int, int] = (4, 4),   # Height and width at the lowest level; (4, 3) gives 4:3 images
-                                                # of resolution x resolution·3/4.
+        base_shape: tuple[int, int] = (4, 4),   # Height and width at the lowest level; (4, 3) gives 4:3
+                                                # images of resolution x resolution·3/4.
         fused_modconv: bool = True,         # Accepted for compatibility: one form serves all.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
@@ -271,7 +282,8 @@ class G_synthesis_stylegan2(NetworkLayer):
         def nf(stage: int) -> int:
             return feature_maps(stage, fmap_base, fmap_decay, fmap_min, fmap_max)
 
-        common = dict(dlatent_size=dlatent_size, act=nonlinearity, resample_kernel=resample_kernel, dtype=dtype)
+        common = dict(dlatent_size=dlatent_size, act=nonlinearity, resample_kernel=resample_kernel,
+                      dtype=dtype)
         self.noise_inputs = [self.add_variable(f'noise{index}', [1, 1, *self._size((index + 5) // 2)],
                                                normal_initializer(1), trainable=False)
                              for index in range(self.num_layers - 1)]
@@ -314,7 +326,9 @@ class DiscriminatorBlock(Layer):
         super().__init__(f'{2 ** res}x{2 ** res}', common['dtype'])
         self.architecture = architecture
         plain = dict(act=common['act'], dtype=common['dtype'])
-        self.from_rgb = self.add_layer(Conv2DLayer('FromRGB', num_channels, fmaps, 1, **plain)) if from_rgb else None
+        self.from_rgb = None
+        if from_rgb:
+            self.from_rgb = self.add_layer(Conv2DLayer('FromRGB', num_channels, fmaps, 1, **plain))
         self.conv0 = self.add_layer(Conv2DLayer('Conv0', fmaps, fmaps, 3, **plain))
         self.conv1_down = self.add_layer(Conv2DLayer('Conv1_down', fmaps, out_fmaps, 3, down=True, **common))
         self.skip = None
@@ -354,7 +368,7 @@ class D_stylegan2(NetworkLayer):
         fmap_max: int = 512,                # Greatest number of feature maps in any layer.
         architecture: str = 'resnet',       # 'orig', 'skip' or 'resnet'.
         nonlinearity: str = 'lrelu',        # Activation function.
-        mbstd_group_size: int = 4,          # Group size of the minibatch standard deviation, below 2 = disable.
+        mbstd_group_size: int = 4,          # Group size of the minibatch standard deviation, < 2 = disable.
         mbstd_num_features: int = 1,        # Number of features of the minibatch standard deviation.
         dtype: str = 'float32',             # Of activations and weights.
         resample_kernel=(1, 3, 3, 1),       # FIR filter of the resampling. None = box.
@@ -392,7 +406,8 @@ class D_stylegan2(NetworkLayer):
         self.set_interface({'images_in': [None, num_channels, *size], 'labels_in': [None, label_size]},
                            {'scores_out': [None, 1]})
 
-    def call(self, images_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None, **_dynamic):
+    def call(self, images_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None,
+             **_dynamic):
         ctx = ctx or Context()
         x, y = None, images_in
         for block in self.blocks:

@@ -77,8 +77,9 @@ class Optimizer:
         Raises: ValueError if the number or the shapes of the gradients do not fit the variables.
         """
         gradients = self._average(self._dense(gradients))
-        # One by one: a stack of booleans makes TensorFlow's oneDNN complain on the console.
-        finite = functools.reduce(tf.minimum, [tf.reduce_min(tf.cast(tf.math.is_finite(g), tf.float32)) for g in gradients]) > 0
+        # In floats: over one element, tf.reduce_all becomes a reshape, for which oneDNN complains on the console.
+        flags = [tf.reduce_min(tf.cast(tf.math.is_finite(g), tf.float32)) for g in gradients]
+        finite = functools.reduce(tf.minimum, flags) > 0
         if not tf.is_tensor(learning_rate):
             learning_rate = tf.constant(learning_rate, tf.float64)  # The variables may be float64 too.
         learning_rate = tf.convert_to_tensor(learning_rate)         # A variable is read here, not in tf.cond.

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dnnlib.tflib.legacy import NetworkState, check_supported
 from dnnlib.util import EasyDict, UserError, get_obj_by_name
 
-# Modules to look in for the function name of a pickle, by state version; StyleGAN2's config A keeps StyleGAN's networks.
+# Modules to look in for the function name of a pickle, by state version; StyleGAN2's config A keeps the
+# networks of StyleGAN.
 _MODULES = {
     2: ['training.networks_progan'],
     3: ['training.networks_stylegan'],
@@ -39,8 +40,8 @@ class Network:
         if layer is None:
             build = get_obj_by_name(func_name) if isinstance(func_name, str) else func_name
             if build is None:
-                raise UserError("Network expects func_name, for example 'training.networks_stylegan2.G_main'. "
-                                'Received: None')
+                raise UserError('Network expects func_name, for example '
+                                "'training.networks_stylegan2.G_main'. Received: None")
             layer = build(name=_layer_name(name or build.__name__), **static_kwargs)
         self.layer = layer
         self.name = name or layer.name
@@ -63,7 +64,8 @@ class Network:
     def own_vars(self) -> dict[str, keras.Variable]:
         """The variables that are in no component."""
         prefixes = tuple(f'{component.name}/' for component in self.layer.components.values())
-        return {name: value for name, value in self.vars.items() if not prefixes or not name.startswith(prefixes)}
+        return {name: value for name, value in self.vars.items()
+                if not prefixes or not name.startswith(prefixes)}
 
     @property
     def trainables(self) -> dict[str, keras.Variable]:
@@ -89,7 +91,8 @@ class Network:
         own = self.vars
         wrong = [f'{name}: not in {self.name}' if name not in own else
                  f'{name}: expected {tuple(own[name].shape)}, received {np.shape(value)}'
-                 for name, value in values.items() if name not in own or tuple(own[name].shape) != np.shape(value)]
+                 for name, value in values.items()
+                 if name not in own or tuple(own[name].shape) != np.shape(value)]
         if wrong:
             raise UserError(f'{len(wrong)} variables do not fit network {self.name}: {_shorten(wrong)}')
         for name, value in values.items():
@@ -109,22 +112,22 @@ class Network:
     def get_output_for(self, *inputs: tf.Tensor, **dynamic_kwargs) -> Any:
         """Output tensors for input tensors, NCHW. Differentiable."""
         if len(inputs) > self.num_inputs:
-            raise UserError(f'network {self.name} has {self.num_inputs} inputs: {", ".join(self.input_names)}. '
-                            f'Received: {len(inputs)}')
+            raise UserError(f'network {self.name} has {self.num_inputs} inputs: '
+                            f'{", ".join(self.input_names)}. Received: {len(inputs)}')
         outputs = self.layer(*[_transpose(x, [0, 2, 3, 1]) for x in inputs], **dynamic_kwargs)
         return tf.nest.map_structure(lambda x: _transpose(x, [0, 3, 1, 2]), outputs)
 
     def run(
         self,
-        *in_arrays: np.ndarray | None,              # One array per input, NCHW; None = zeros of the right width.
-        input_transform: dict | None = None,        # dict(func=..., **kwargs) applied to the inputs.
-        output_transform: dict | None = None,       # dict(func=..., **kwargs) applied to the outputs.
-        return_as_list: bool = False,               # Return a list even of a single output?
-        print_progress: bool = False,               # Show a progress bar?
-        minibatch_size: int | None = None,          # Samples at a time. None = all at once.
-        num_gpus: int = 1,                          # Accepted for compatibility.
-        assume_frozen: bool = False,                # Accepted for compatibility.
-        **dynamic_kwargs,                           # Arguments of the network for this call.
+        *in_arrays: np.ndarray | None,          # One array per input, NCHW; None = zeros of the right width.
+        input_transform: dict | None = None,    # dict(func=..., **kwargs) applied to the inputs.
+        output_transform: dict | None = None,   # dict(func=..., **kwargs) applied to the outputs.
+        return_as_list: bool = False,           # Return a list even of a single output?
+        print_progress: bool = False,           # Show a progress bar?
+        minibatch_size: int | None = None,      # Samples at a time. None = all at once.
+        num_gpus: int = 1,                      # Accepted for compatibility.
+        assume_frozen: bool = False,            # Accepted for compatibility.
+        **dynamic_kwargs,                       # Arguments of the network for this call.
     ) -> Any:
         """Runs the network on NumPy arrays, minibatch by minibatch, and returns NumPy arrays."""
         del num_gpus, assume_frozen
@@ -138,8 +141,8 @@ class Network:
                 parts = [array[begin:begin + size] for array in arrays]
                 count = len(parts[0])
                 # The last minibatch is filled up, so that one traced function serves all.
-                padded = [np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)]) if 0 < count < size
-                          else part for part in parts]
+                padded = [np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
+                          if 0 < count < size else part for part in parts]
                 outputs = function(*[tf.constant(part) for part in padded])
                 results.append([np.asarray(output)[:count] for output in tf.nest.flatten(outputs)])
                 progress.update(count)
@@ -147,7 +150,7 @@ class Network:
         return merged if return_as_list or len(merged) > 1 else merged[0]
 
     def _check_inputs(self, in_arrays) -> list[np.ndarray]:
-        """The inputs as arrays; those left out or None become zeros, such as the labels of an unconditional network."""
+        """The inputs as arrays; those left out or None become zeros (labels of an unconditional network)."""
         if len(in_arrays) > self.num_inputs or not in_arrays or in_arrays[0] is None:
             raise UserError(f'network {self.name} has {self.num_inputs} inputs, the first is needed: '
                             f'{", ".join(self.input_names)}. Received: {len(in_arrays)}')
@@ -159,14 +162,15 @@ class Network:
             array = np.zeros([num_items, *shape[1:]], dtype) if array is None else np.asarray(array)
             array = array.astype(dtype) if array.dtype == np.float64 else array
             if len(array) != num_items or array.ndim != len(shape):
-                raise UserError(f'network {self.name}: {name} should have shape {_batch_shape(shape)} with {num_items} '
-                                f'items. Received: {array.shape}')
+                raise UserError(f'network {self.name}: {name} should have shape {_batch_shape(shape)} '
+                                f'with {num_items} items. Received: {array.shape}')
             arrays.append(array)
         return arrays
 
     def _function(self, input_transform, output_transform, dynamic_kwargs) -> Callable:
         """The traced function for these arguments; the same arguments give the same one."""
-        key = repr((input_transform, output_transform, sorted(dynamic_kwargs.items(), key=lambda item: item[0])))
+        options = sorted(dynamic_kwargs.items(), key=lambda item: item[0])
+        key = repr((input_transform, output_transform, options))
         if key not in self._functions:
             def evaluate(*inputs):
                 inputs = _apply_transform(input_transform, inputs)
@@ -178,15 +182,17 @@ class Network:
     def list_layers(self) -> list[tuple[str, tuple, dict[str, keras.Variable]]]:
         """[(layer name, output shape NCHW, trainable variables of the layer)] in order of evaluation."""
         if self.components:
-            nested = [(f'{component.name}/{name}', shape, {f'{component.name}/{key}': var for key, var in params.items()})
-                      for component in reversed(self.components.values())
-                      for name, shape, params in component.list_layers()]
-            return nested
-        from training.context import Context  # Networks are described with what runs them; dnnlib stands alone.
+            return [(f'{component.name}/{name}', shape,
+                     {f'{component.name}/{key}': var for key, var in params.items()})
+                    for component in reversed(self.components.values())
+                    for name, shape, params in component.list_layers()]
+        # Networks are described with what runs them; dnnlib stands alone.
+        from training.context import Context
         ctx = Context(keep_features=True)
 
         def trace():
-            inputs = [tf.zeros(_nhwc_shape([4, *shape[1:]]), self.layer.compute_dtype) for shape in self.input_shapes]
+            inputs = [tf.zeros(_nhwc_shape([4, *shape[1:]]), self.layer.compute_dtype)
+                      for shape in self.input_shapes]
             self.layer(*inputs, ctx=ctx)
 
         tf.function(trace, autograph=False).get_concrete_function()
@@ -211,14 +217,16 @@ class Network:
         for name, shape, params in self.list_layers():
             if params or not hide_layers_with_no_params:
                 weight = [var for key, var in params.items() if key.endswith('/weight')]
-                rows.append([name, str(sum(int(np.prod(var.shape)) for var in params.values())) if params else '-',
+                num_params = sum(int(np.prod(var.shape)) for var in params.values())
+                rows.append([name, str(num_params) if params else '-',
                              str(_batch_shape(shape)) if shape else '-',
                              str(tuple(weight[0].shape)) if weight else '-'])
         rows += [['---'] * 4, ['Total', str(total), '', '']]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         print()
         for row in rows:
-            print('  '.join(cell + ' ' * (width - len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())
+            cells = [cell + ' ' * (width - len(cell)) for cell, width in zip(row, widths, strict=True)]
+            print('  '.join(cells).rstrip())
         print()
 
     def state(self) -> NetworkState:
@@ -235,7 +243,8 @@ class Network:
     def from_state(cls, state: NetworkState) -> 'Network':
         """The network of an official pickle; UserError that lists what does not match."""
         check_supported(state)
-        network = cls(state.name, find_network_class(state.build_func_name, state.version), **state.static_kwargs)
+        network_class = find_network_class(state.build_func_name, state.version)
+        network = cls(state.name, network_class, **state.static_kwargs)
         network.load_state(state)
         return network
 
@@ -244,8 +253,9 @@ class Network:
         values = state.all_variables()
         missing = [name for name in self.vars if name not in values]
         if missing:
-            raise UserError(f'the pickled network {state.name} ({state.build_func_name}) lacks {len(missing)} variables '
-                            f'of {self.name} ({type(self.layer).__name__}): {_shorten(missing)}')
+            raise UserError(f'the pickled network {state.name} ({state.build_func_name}) lacks '
+                            f'{len(missing)} variables of {self.name} ({type(self.layer).__name__}): '
+                            f'{_shorten(missing)}')
         self.set_vars(values)
 
 
