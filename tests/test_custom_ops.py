@@ -16,7 +16,6 @@ from dnnlib.util import UserError
 from tests import testutil
 
 
-@testutil.needs_golden
 class FusedBiasActGoldenTest(tf.test.TestCase):
 
     def test_forward_first_and_second_order(self):

@@ -198,7 +198,6 @@ class PrefetchTest(SmallSet):
 
 class ProcessRealsTest(tf.test.TestCase):
 
-    @testutil.needs_golden
     def test_golden(self):
         arrays = testutil.load('primitives', 'stylegan2_images.npz')
         reals = testutil.nhwc(arrays['reals_uint8'])

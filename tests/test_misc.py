@@ -31,7 +31,6 @@ class FakeTrainingSet:
         return images, self.labels[indices]
 
 
-@testutil.needs_golden
 class GoldenTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):

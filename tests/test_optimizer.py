@@ -51,7 +51,6 @@ class GoldenTrajectoryTest(tf.test.TestCase):
         steps = len(data['lrate_base'])
         self.assertEqual(optimizer.num_applied.numpy(), steps + len(range(0, steps, interval)))
 
-    @testutil.needs_golden
     def test_official_trajectories(self):
         for case in ['mult1', 'mult2', 'beta1']:
             self.check(case, tf.Variable)

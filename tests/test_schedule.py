@@ -29,7 +29,6 @@ class GoldenScheduleTest(tf.test.TestCase):
             self.assertIsInstance(result.resolution, int)
             self.assertEqual(result.minibatch_size % (result.minibatch_gpu * kwargs.get('num_gpus', 1)), 0)
 
-    @testutil.needs_golden
     def test_stylegan2(self):
         fields = ['kimg', 'lod', 'resolution', 'minibatch_size', 'minibatch_gpu', 'G_lrate', 'D_lrate',
                   'tick_kimg']
@@ -45,14 +44,12 @@ class GoldenScheduleTest(tf.test.TestCase):
                        minibatch_gpu_base=None, G_lrate_base=0.001, D_lrate_base=0.001, tick_kimg_base=160,
                        tick_kimg_dict=schedule.TICK_KIMG[name])
 
-    @testutil.needs_golden
     def test_lazy_regularization(self):
         for row in golden_rows('stylegan2', 'lazy_regularization'):
             given = [row[key] for key in ['lrate', 'beta1', 'beta2', 'reg_interval']]
             expected = [row[key] for key in ['effective_lrate', 'effective_beta1', 'effective_beta2']]
             self.assertAllClose(schedule.lazy_regularization(*given), expected, rtol=1e-14, atol=0)
 
-    @testutil.needs_golden
     def test_ema_beta(self):
         for row in golden_rows('stylegan2', 'Gs_beta'):
             beta = schedule.ema_beta(row['minibatch_size'], row['G_smoothing_kimg'])

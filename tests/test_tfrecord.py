@@ -70,7 +70,6 @@ class TFRecordTest(Base):
                 np.save(file, labels)
         return folder
 
-    @testutil.needs_golden
     def test_golden_sets(self):
         for name in ['rgb16', 'gray8']:
             arrays = testutil.load('tfrecords', f'{name}.npz')
@@ -97,7 +96,6 @@ class TFRecordTest(Base):
             self.assertAllEqual(testutil.nchw(found.read(picks)[0]), arrays['read_images_lod0'][picks])
             self.assertAllEqual(testutil.nchw(found.read(everything)[0]), arrays['images'][arrays['order']])
 
-    @testutil.needs_golden
     def test_resolution_picks_the_level(self):
         arrays = testutil.load('tfrecords', 'rgb16.npz')
         found = dataset.load_dataset(testutil.golden('tfrecords'), 'rgb16', resolution=8)

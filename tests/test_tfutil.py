@@ -15,7 +15,6 @@ from dnnlib.util import UserError
 from tests import testutil
 
 
-@testutil.needs_golden
 class GoldenTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -252,7 +252,6 @@ class RecordedStep(testutil.RecordedContext):
         return list(self._updates.values())
 
 
-@testutil.needs_golden
 class GoldenTest(tf.test.TestCase):
 
     def test_steps_of_config_f(self):

@@ -81,7 +81,6 @@ class Replay:
             variable.assign(value + (variable - value) * self.ema_beta if variable.trainable else value)
 
 
-@testutil.needs_golden
 class ReplayTest(tf.test.TestCase):
 
     def _check_variables(self, network, state, lrate, updates, msg):

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / 'tests' / 'data'
 GOLDEN = pathlib.Path(os.environ.get('STYLEGAN_GOLDEN', ROOT.parent / 'shared' / 'golden'))
 
-needs_golden = unittest.skipUnless(GOLDEN.is_dir(), f'the golden reference data is not at {GOLDEN}')
+needs_golden = unittest.skipUnless(
+    GOLDEN.is_dir(), f'needs the whole golden reference data, which is not at {GOLDEN}')
 
 
 def golden(*parts: str) -> str:

@@ -95,7 +95,7 @@ class TrainingCheckpoint:
                             'resume with the configuration that it was made with')
         try:
             self._checkpoint.restore(path).assert_consumed()
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, IndexError, RuntimeError) as error:  # IndexError: a file that is cut off.
             raise _Damaged(f'{path}: the checkpoint is damaged ({_first_line(error)})') from error
         except (ValueError, AssertionError) as error:
             raise UserError(f'{path}: the checkpoint does not fit this configuration '
@@ -118,7 +118,7 @@ def _read_progress(path: str) -> dict[str, Any]:
     try:
         reader = tf.train.load_checkpoint(path)
         return json.loads(reader.get_tensor('progress/.ATTRIBUTES/VARIABLE_VALUE'))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
         raise _Damaged(f'{path}: the checkpoint is damaged ({_first_line(error)})') from error
 
 
