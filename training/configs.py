@@ -45,16 +45,17 @@ def _config_e(G_architecture: str, D_architecture: str) -> dict[str, Any]:
 
 # A network small enough for two CPU cores; learns the embedded 32x32 data set in minutes.
 DEMO: dict[str, Any] = dict(
-    G_args=dict(fmap_base=512, fmap_max=64, latent_size=64, dlatent_size=64,
-                mapping_fmaps=64, mapping_layers=4),
-    D_args=dict(fmap_base=512, fmap_max=64),
-    D_loss_args=dict(gamma=0.1),
-    sched_args=dict(G_lrate_base=0.003, D_lrate_base=0.003, minibatch_size_base=32, minibatch_gpu_base=32,
+    G_args=dict(fmap_base=512, fmap_max=128, latent_size=64, dlatent_size=64,
+                mapping_fmaps=64, mapping_layers=2),
+    D_args=dict(fmap_base=512, fmap_max=128),
+    G_loss_args=dict(pl_weight=0.2),
+    D_loss_args=dict(gamma=1),
+    sched_args=dict(G_lrate_base=0.003, D_lrate_base=0.003, minibatch_size_base=16, minibatch_gpu_base=16,
                     tick_kimg_base=4, tick_kimg_dict={}),
     grid_args=dict(size='16x8'),
     G_smoothing_kimg=2.0,
     mirror_augment=True,
-    total_kimg=100,
+    total_kimg=75,
     image_snapshot_ticks=2,
     network_snapshot_ticks=5,
     keep_snapshots=3,
