@@ -25,8 +25,8 @@ EXAMPLES = [
 ]
 
 # What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
-CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots', 'metric_arg_list',
-              'data_dir', 'dataset_args.dataset', 'strategy')
+CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
+              'metric_arg_list', 'data_dir', 'dataset_args.dataset', 'strategy')
 
 
 def make_parser() -> flags.Parser:
@@ -35,7 +35,8 @@ def make_parser() -> flags.Parser:
     add = parser.add_flag
     add('result-dir', help='where run directories go (default: results)')
     add('data-dir', help='directory that holds data sets')
-    add('dataset', help='data set: directory of TFRecords or images, or .npz (default: the embedded pixelart32)')
+    add('dataset', help='data set: directory of TFRecords or images, or .npz '
+                        '(default: the embedded pixelart32)')
     add('config', help='configuration (default: config-f): ' + ', '.join(CONFIGS))
     add('num-gpus', flags.integer(1, 8), 'number of GPUs, or of logical CPUs without a GPU (default: 1)')
     add('total-kimg', flags.number(0), 'length of the training in thousands of images (default: by config)')
@@ -48,13 +49,15 @@ def make_parser() -> flags.Parser:
     add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
     add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
     add('minibatch-size', flags.positive_int, 'samples per step over all GPUs (default: by config)')
-    add('minibatch-gpu', flags.positive_int, 'samples that one GPU processes at a time; gradients of several rounds '
-                                             'are accumulated (default: by config)')
+    add('minibatch-gpu', flags.positive_int, 'samples that one GPU processes at a time; gradients of several '
+                                             'rounds are accumulated (default: by config)')
     add('lrate', flags.nonneg_float, 'learning rate of both networks (default: by config)')
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
-    add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state (default: by config)')
-    add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one (default: all)')
+    add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state '
+                                    '(default: by config)')
+    add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one '
+                                              '(default: by config, mostly all)')
     add('cond', bool, 'train with the labels of the data set (default: false)')
     add('label-attr', help='attribute of an .npz data set that serves as label')
     add('resolution', flags.positive_int, 'resolution to train at (default: that of the data)')
@@ -98,11 +101,13 @@ def _absolute(path: str | None) -> str | None:
 
 def _dataset_path(args: Any) -> str | None:
     """--dataset: a name in --data-dir, that of the embedded data set, or a path of its own."""
-    return args.dataset if args.data_dir is not None or args.dataset == EMBEDDED_NAME else _absolute(args.dataset)
+    is_name = args.data_dir is not None or args.dataset == EMBEDDED_NAME
+    return args.dataset if is_name else _absolute(args.dataset)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    nested = {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
+    nested = {key: _without_none(value) if isinstance(value, dict) else value
+              for key, value in values.items()}
     return {key: value for key, value in nested.items() if value is not None and value != {}}
 
 
@@ -121,21 +126,25 @@ def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
 
 
 def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
-    """Submit configuration and arguments of a run that goes on; UserError where a flag would change its course."""
+    """Submit configuration and arguments of a run that goes on.
+
+    Errors: UserError where a flag would change its course.
+    """
     from training.checkpoint import has_checkpoint
     if not has_checkpoint(run_dir):
-        raise UserError(f'--resume: {run_dir} holds no checkpoint; start from one of its network-snapshot-*.pkl, '
-                        'or train anew')
+        raise UserError(f'--resume: {run_dir} holds no checkpoint; start from one of its '
+                        'network-snapshot-*.pkl, or train anew')
     submit_config = load_submit_config(run_dir)
     stored = dict(submit_config.run_func_kwargs)
     kwargs = merge(stored, flag_changes(args))
     differences = [f'{key} is {before!r} in the run, {after!r} on the command line'
                    for key, before, after in _differences(stored, kwargs) if key not in CHANGEABLE]
     if args.config and args.config != submit_config.get('config'):
-        differences.insert(0, f'config is {submit_config.get("config")!r} in the run, {args.config!r} on the command line')
+        differences.insert(0, f'config is {submit_config.get("config")!r} in the run, '
+                              f'{args.config!r} on the command line')
     if differences:
-        raise UserError(f'--resume: this run cannot go on with other settings ({"; ".join(differences)}). Leave the '
-                        'flags out, or start a new run from a network-snapshot-*.pkl')
+        raise UserError(f'--resume: this run cannot go on with other settings ({"; ".join(differences)}). '
+                        'Leave the flags out, or start a new run from a network-snapshot-*.pkl')
     submit_config.update(resume=True)
     return submit_config, kwargs
 
@@ -171,11 +180,13 @@ def run(args: Any) -> int:
         load_tensorflow()
     run_dir = find_run(args.resume, args.result_dir or 'results') if args.resume else None
     if args.resume_kimg is not None and (not args.resume or run_dir is not None):
-        raise UserError('--resume-kimg goes with --resume=network-snapshot-*.pkl; a run directory knows its progress')
+        raise UserError('--resume-kimg goes with --resume=network-snapshot-*.pkl; a run directory knows its '
+                        'progress')
     submit_config, kwargs = new_run(args) if run_dir is None else resumed_run(run_dir, args)
     if args.dry_run:
-        print(json.dumps(to_plain({'run_dir_root': submit_config.run_dir_root, 'run_desc': submit_config.run_desc,
-                                   'resume_run_dir': run_dir, **kwargs}), indent=2))
+        directories = {'run_dir_root': submit_config.run_dir_root, 'run_desc': submit_config.run_desc,
+                       'resume_run_dir': run_dir}
+        print(json.dumps(to_plain({**directories, **kwargs}), indent=2))
         return 0
     from training.training_loop import check_arguments
     check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')})

@@ -409,7 +409,7 @@ def run(
 
     def guarded_main(args: argparse.Namespace) -> int:
         if not absl_flags.FLAGS['verbosity'].present:
-            logging.set_verbosity(logging.WARNING)  # absl's default is to show what libraries note for themselves.
+            logging.set_verbosity(logging.WARNING)  # absl's default shows what libraries note for themselves.
         try:
             result = main(args)
             sys.stdout.flush()

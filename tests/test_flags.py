@@ -329,7 +329,8 @@ class RunTest(parameterized.TestCase, tf.test.TestCase):
                                    ([], 2, 'stylegan-train: error: --dataset is required')):
             command = [sys.executable, '-c', code, *args]
             # Not from the checkout, which has a train.py of its own.
-            done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=os.path.dirname(self.script))
+            done = subprocess.run(command, env=env, cwd=os.path.dirname(self.script), capture_output=True,
+                                  text=True)
             self.assertEqual(done.returncode, status)
             self.assertStartsWith(done.stdout + done.stderr, text)
 

@@ -1,6 +1,5 @@
 """A run that was stopped, or killed, goes on exactly: nothing is lost, wherever it was."""
 
-import json
 import os
 import pathlib
 import random
@@ -12,9 +11,12 @@ import time
 from unittest import mock
 
 import numpy as np
+import PIL.Image
+import pytest
 import tensorflow as tf
 
-from dnnlib.submission import RunContext
+from dnnlib.submission import RunContext, load_submit_config
+from dnnlib.tflib import legacy
 from dnnlib.util import UserError
 from tests import testutil
 from tests import training_testutil as util
@@ -24,7 +26,7 @@ from training.trainer import Trainer
 
 
 def kill_after_checkpoint(result_dir: str, delay: float) -> str:
-    """Starts a run of 25 minibatches and kills it `delay` seconds after its first checkpoint; returns its directory."""
+    """Starts a run of 25 minibatches, kills it `delay` seconds after its first checkpoint."""
     code = ('import time\n'
             'from tests import training_testutil as util\n'
             'for step in range(4, 25):\n'   # Slower, so that it does not end before it is killed.
@@ -60,7 +62,9 @@ class ResumeTest(util.RunTest):
         for tag in expected:
             if tag.startswith(('Loss/', 'Progress/', 'Train')):
                 self.assertEqual(curves[tag], expected[tag], tag)
-        final = [pathlib.Path(path, 'network-final.pkl').read_bytes() for path in (run_dir, self.whole.run_dir)]
+        final = [
+            pathlib.Path(path, 'network-final.pkl').read_bytes() for path in (run_dir, self.whole.run_dir)
+        ]
         self.assertEqual(final[0], final[1])
         for name in ('reals.png', 'fakes_init.png', 'fakes000000.png'):
             pictures = [pathlib.Path(path, name).read_bytes() for path in (run_dir, self.whole.run_dir)]
@@ -76,9 +80,13 @@ class ResumeTest(util.RunTest):
 
         with util.at_step(14, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             progress = util.resume(run_dir)
-        self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal), (15, 'SIGTERM', signal.SIGTERM))
+        self.assertEqual(
+            (progress.step, progress.stop_reason, progress.stop_signal), (15, 'SIGTERM', signal.SIGTERM)
+        )
         self.assertFalse(os.path.exists(os.path.join(run_dir, '_finished.txt')))
-        self.assertIn('Stopped at kimg 0.1 (SIGTERM); the state is saved.', pathlib.Path(run_dir, 'log.txt').read_text())
+        self.assertIn(
+            'Stopped at kimg 0.1 (SIGTERM); the state is saved.', pathlib.Path(run_dir, 'log.txt').read_text()
+        )
 
         with util.at_step(17, lambda: pathlib.Path(run_dir, 'abort.txt').touch()):
             progress = util.resume(run_dir)
@@ -93,6 +101,33 @@ class ResumeTest(util.RunTest):
         log = pathlib.Path(run_dir, 'log.txt').read_text()
         self.assertEqual(log.count('Training for 0.2 kimg'), 1)
         self.assertEqual(log.count('Resuming at'), 3)
+
+    @pytest.mark.slow
+    def test_many_kills(self):
+        """Killed again and again, also while it writes: the files are whole each time, and the end is the same."""
+        run_dir = kill_after_checkpoint(os.path.join(self.root, 'killed'), 0)
+        code = f'from tests import training_testutil as util; util.resume({run_dir!r})'
+        kills = 0
+        for seed in range(30):
+            process = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(testutil.ROOT)},
+                                       stderr=subprocess.DEVNULL)
+            log = pathlib.Path(run_dir, 'log.txt')
+            before = log.read_text().count('tick ')
+            while process.poll() is None and log.read_text().count('tick ') == before:
+                time.sleep(0.005)
+            time.sleep(random.Random(seed).uniform(0, 0.3))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            for path in pathlib.Path(run_dir).glob('*.pkl'):
+                legacy.load_pkl(str(path)) if 'network' in path.name else load_submit_config(run_dir)
+            for path in pathlib.Path(run_dir).glob('*.png'):
+                with PIL.Image.open(path) as image:
+                    image.load()
+            if process.returncode == 0:
+                break
+        self.assertEqual(process.returncode, 0)
+        self.assertGreater(kills, 1)
+        self.assert_same_end(run_dir)
 
     def test_finished_run(self):
         """With the same length nothing happens; with a larger one the run goes on."""
@@ -138,7 +173,9 @@ class ResumeTest(util.RunTest):
                 progress = util.resume(run_dir) if number else util.train(self.folder(), **begin)
             run_dir = progress.run_dir
         found = sorted(name for name in util.files(run_dir) if name.startswith('network'))
-        self.assertEqual((progress.step, found), (6, ['network-snapshot-000002.pkl', 'network-snapshot-000003.pkl']))
+        self.assertEqual(
+            (progress.step, found), (6, ['network-snapshot-000002.pkl', 'network-snapshot-000003.pkl'])
+        )
 
 
 class CheckpointTest(util.RunTest):
@@ -164,7 +201,9 @@ class CheckpointTest(util.RunTest):
 
     def test_round_trip(self):
         self.assertEqual(self.restored(), ({'step': 3}, 3))
-        self.assertEqual({name.split('.')[0] for name in os.listdir(self.path(''))}, {'checkpoint', 'state-2', 'state-3'})
+        self.assertEqual(
+            {name.split('.')[0] for name in os.listdir(self.path(''))}, {'checkpoint', 'state-2', 'state-3'}
+        )
 
     def test_nothing_to_restore(self):
         self.assertIsNone(TrainingCheckpoint(self.folder(), self.variables).restore())
@@ -206,7 +245,9 @@ class CheckpointTest(util.RunTest):
     def test_all_damaged(self):
         for number in (2, 3):
             self.damage(f'state-{number}.index', 'truncate')
-        with self.assertRaisesRegex(UserError, r'state-3: the checkpoint is damaged [^\n]*there is no other[^\n]*$'):
+        with self.assertRaisesRegex(
+            UserError, r'state-3: the checkpoint is damaged [^\n]*there is no other[^\n]*$'
+        ):
             self.restored()
 
     def test_killed_while_saving(self):
@@ -216,7 +257,8 @@ class CheckpointTest(util.RunTest):
                      'state-4.index', 'checkpoint.tmp1234'):
             pathlib.Path(self.path(name)).write_bytes(b'half')
         self.assertEqual(self.restored(), ({'step': 3}, 3))
-        self.assertEqual({name.split('.')[0] for name in os.listdir(self.path(''))}, {'checkpoint', 'state-2', 'state-3'})
+        names = {name.split('.')[0] for name in os.listdir(self.path(''))}
+        self.assertEqual(names, {'checkpoint', 'state-2', 'state-3'})
         self.assertFalse(os.path.exists(self.path('checkpoint.tmp1234')))
 
     def test_same_state_is_not_written_again(self):
@@ -226,7 +268,9 @@ class CheckpointTest(util.RunTest):
 
     def test_other_variables(self):
         with self.assertRaisesRegex(UserError, 'networks with other variables'):
-            self.restored({'a/x': tf.Variable([0.0, 0.0]), 'b': tf.Variable(0, dtype=tf.int64), 'c': tf.Variable(0.0)})
+            self.restored(
+                {'a/x': tf.Variable([0.0, 0.0]), 'b': tf.Variable(0, dtype=tf.int64), 'c': tf.Variable(0.0)}
+            )
         with self.assertRaisesRegex(UserError, 'does not fit this configuration'):
             self.restored({'a/x': tf.Variable([0.0]), 'b': tf.Variable(0, dtype=tf.int64)})
 
@@ -246,16 +290,18 @@ class FullDiskTest(util.RunTest):
 
     def run_with_limit(self, size: int):
         """A run of train.py that may write files of `size` bytes only after its first tick."""
-        code = ('import resource, sys\n'
-                'from dnnlib.startup import load_tensorflow\n'
-                'load_tensorflow()\n'
-                'import train\n'
-                'from tests import training_testutil as util\n'
-                'from training import configs\n'
-                "sys.argv[0] = 'train.py'\n"
-                "configs.DEMO['sched_args']['tick_kimg_base'] = 0.06\n"
-                f'util.at_step(10, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))).start()\n'
-                'train.main()\n')
+        code = (
+            'import resource, sys\n'
+            'from dnnlib.startup import load_tensorflow\n'
+            'load_tensorflow()\n'
+            'import train\n'
+            'from tests import training_testutil as util\n'
+            'from training import configs\n'
+            "sys.argv[0] = 'train.py'\n"
+            "configs.DEMO['sched_args']['tick_kimg_base'] = 0.06\n"
+            f'util.at_step(10, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))).start()\n'
+            'train.main()\n'
+        )
         result_dir = self.folder()
         flags = [*util.SMALL_FLAGS, '--total-kimg=0.2', f'--result-dir={result_dir}']
         done = util.run_script(*flags, code=code)
@@ -276,12 +322,12 @@ class FullDiskTest(util.RunTest):
         return run_dir
 
     def test_checkpoint(self):
-        run_dir = self.check(110_000, 'the checkpoint cannot be written')
+        run_dir = self.check(300_000, 'the checkpoint cannot be written')
         with mock.patch.object(Trainer, 'step', lambda *args: []):
             self.assertEqual(util.resume(run_dir, total_kimg=0.08).step, 10)
 
     def test_snapshot(self):
-        self.check(60_000, 'network-snapshot-000000.pkl: ')
+        self.check(150_000, 'network-snapshot-000000.pkl: ')
 
 
 if __name__ == '__main__':

@@ -30,7 +30,9 @@ MINIBATCH_GPU = 2
 def make_images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Random images uint8 [count, 8, 8, 3] and labels."""
     rnd = np.random.RandomState(seed)
-    return rnd.randint(0, 256, [count, 8, 8, 3]).astype(np.uint8), one_hot(rnd.randint(0, 3, count), 'test', 3)
+    return rnd.randint(0, 256, [count, 8, 8, 3]).astype(np.uint8), one_hot(
+        rnd.randint(0, 3, count), 'test', 3
+    )
 
 
 def make_trainer(strategy=None, D_args=None, D_loss_args=None, **kwargs) -> trainer.Trainer:
@@ -40,8 +42,14 @@ def make_trainer(strategy=None, D_args=None, D_loss_args=None, **kwargs) -> trai
     """
     strategy = strategy or trainer.make_strategy(1)
     keras.utils.set_random_seed(1)
-    kwargs = {'G_opt_args': dict(epsilon=1.0), 'D_opt_args': dict(epsilon=1.0), 'labels': make_images(40, 7)[1],
-              'G_reg_interval': 2, 'D_reg_interval': 3, **kwargs}
+    kwargs = {
+        'G_opt_args': dict(epsilon=1.0),
+        'D_opt_args': dict(epsilon=1.0),
+        'labels': make_images(40, 7)[1],
+        'G_reg_interval': 2,
+        'D_reg_interval': 3,
+        **kwargs,
+    }
     losses = [kwargs.pop('G_loss', loss.G_logistic_ns_pathreg), {}, kwargs.pop('D_loss', loss.D_logistic_r1),
               D_loss_args or {}]
     with strategy.scope():
@@ -77,7 +85,9 @@ def save_run(path: str, num_gpus: int) -> None:
         arrays.update({f'report{step}/{name}': value for name, value in summed(reports).items()})
     arrays.update({f'final/{name}': value for name, value in state_of(subject).items()})
     copies = [subject.strategy.experimental_local_results(variable) for variable in subject.state().values()]
-    spread = max(float(np.max(np.abs(copy.numpy() - of[0].numpy()))) for of in copies for copy in of if copy.shape)
+    spread = max(
+        float(np.max(np.abs(copy.numpy() - of[0].numpy()))) for of in copies for copy in of if copy.shape
+    )
     arrays['meta_json'] = json.dumps({'copies': len(copies[0]), 'spread': spread})
     np.savez(path, **arrays)
 
@@ -90,7 +100,9 @@ class ReplicaTest(tf.test.TestCase):
         # TensorFlow makes two CPUs of one only before it is used: in a process of its own.
         path = os.path.join(cls().get_temp_dir(), 'two.npz')
         code = f'from tests.test_trainer import save_run; save_run({path!r}, 2)'
-        process = subprocess.Popen([sys.executable, '-c', code], cwd=testutil.ROOT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, '-c', code], cwd=testutil.ROOT, stderr=subprocess.PIPE, text=True
+        )
         one = path.replace('two', 'one')
         save_run(one, 1)
         _, stderr = process.communicate(timeout=300)
@@ -115,19 +127,29 @@ class ReplicaTest(tf.test.TestCase):
 
     def test_everything_moves(self):
         """The comparison above means something: weights, moments, averages are not where they were."""
-        fixed = ('/lod', '/num_skipped', '/skipped_in_a_row', '/beta1_power', '/m')  # With beta1 0, m is the last gradient.
+        fixed = (
+            '/lod',
+            '/num_skipped',
+            '/skipped_in_a_row',
+            '/beta1_power',
+            '/m',
+        )  # With beta1 0, m is the last gradient.
         for name, value in self.one.items():
             kind, _, name = name.partition('/')
             if kind == 'initial' and not name.endswith(fixed) and '/noise' not in name:
                 self.assertNotAllEqual(value, self.one[f'final/{name}'], name)
         regularized = [step for step in range(len(STEP_SIZES)) if f'report{step}/Loss/pl_lengths' in self.one]
         self.assertEqual(regularized, [0, 2, 4])
-        regularized = [step for step in range(len(STEP_SIZES)) if f'report{step}/Loss/gradient_penalty' in self.one]
+        regularized = [
+            step for step in range(len(STEP_SIZES)) if f'report{step}/Loss/gradient_penalty' in self.one
+        ]
         self.assertEqual(regularized, [0, 3])
 
     def test_reports_count_all_samples(self):
         for step, size in enumerate(STEP_SIZES):
-            self.assertEqual(self.one[f'report{step}/Loss/scores/real'][0], size * (2 if step % 3 == 0 else 1))
+            self.assertEqual(
+                self.one[f'report{step}/Loss/scores/real'][0], size * (2 if step % 3 == 0 else 1)
+            )
             self.assertEqual(self.one[f'report{step}/Loss/scores/fake'][0], 2 * size)  # In G and in D.
 
 
@@ -153,13 +175,18 @@ class SkipTest(tf.test.TestCase):
         super().setUpClass()
         global POISON
         POISON = tf.Variable(0.0)
-        cls.subject = make_trainer(G_loss=poisoned(loss.G_logistic_ns_pathreg), D_loss=poisoned(loss.D_logistic_r1),
-                                   D_loss_args=dict(gamma=1.0))
+        cls.subject = make_trainer(
+            G_loss=poisoned(loss.G_logistic_ns_pathreg),
+            D_loss=poisoned(loss.D_logistic_r1),
+            D_loss_args=dict(gamma=1.0),
+        )
         cls.phases = {phase.name: phase for phase in cls.subject.phases}
 
     def run_phase(self, name, images, rounds):
         labels = make_images(len(images), 3)[1]
-        return self.subject.run_phase(self.phases[name], 0, images, labels, len(images) // rounds, rounds, 0.05)
+        return self.subject.run_phase(
+            self.phases[name], 0, images, labels, len(images) // rounds, rounds, 0.05
+        )
 
     def assert_skipped(self, before, role):
         for name, value in state_of(self.subject).items():
@@ -172,7 +199,9 @@ class SkipTest(tf.test.TestCase):
             before = state_of(self.subject)
             self.run_phase(name, make_images(2)[0], rounds=1)
             self.assert_skipped(before, name[0])
-            self.assertEqual(self.subject.skipped_in_a_row()[name[0]], before[f'Train{name[0]}/skipped_in_a_row'] + 1)
+            self.assertEqual(
+                self.subject.skipped_in_a_row()[name[0]], before[f'Train{name[0]}/skipped_in_a_row'] + 1
+            )
             POISON.assign(0.0)
             self.run_phase(name, make_images(2)[0], rounds=1)
             self.assertEqual(self.subject.skipped_in_a_row()[name[0]], 0)
@@ -200,7 +229,7 @@ class RoundsTest(tf.test.TestCase):
         self.addCleanup(tf.config.run_functions_eagerly, False)
 
     def test_rounds_average_to_one_pass(self):
-        """R1 has no random numbers and, with groups of one, no statistics over the minibatch: same gradients."""
+        """R1 has no random numbers and, with groups of one, no minibatch statistics: same gradients."""
         finals = []
         images, labels = make_images(8)
         for rounds in (1, 2, 4):
@@ -263,10 +292,17 @@ class GoldenTest(tf.test.TestCase):
         replay = Replay(networks, meta, feed)   # For its recorded contexts.
         opt_args = {key: meta[key] for key in ('beta1', 'beta2', 'epsilon')}
         subject = trainer.Trainer(
-            trainer.make_strategy(1), *networks,
-            loss.G_logistic_ns_pathreg, {f'pl_{key}': meta['pl'][key] for key in ('minibatch_shrink', 'decay', 'weight')},
-            loss.D_logistic_r1, dict(gamma=meta['r1_gamma']), G_opt_args=opt_args, D_opt_args=opt_args,
-            G_reg_interval=meta['G_reg_interval'], D_reg_interval=meta['D_reg_interval'])
+            trainer.make_strategy(1),
+            *networks,
+            loss.G_logistic_ns_pathreg,
+            {f'pl_{key}': meta['pl'][key] for key in ('minibatch_shrink', 'decay', 'weight')},
+            loss.D_logistic_r1,
+            dict(gamma=meta['r1_gamma']),
+            G_opt_args=opt_args,
+            D_opt_args=opt_args,
+            G_reg_interval=meta['G_reg_interval'],
+            D_reg_interval=meta['D_reg_interval'],
+        )
         draws = {'G': 'g', 'G_reg': 'pl', 'D': 'd', 'D_reg': None}
         logs = {}
         tf.config.run_functions_eagerly(True)
@@ -294,7 +330,9 @@ class GoldenTest(tf.test.TestCase):
                 logs.setdefault('pl_mean', []).append(subject.loss_state['pl_mean'].numpy())
                 logs.setdefault('dlatent_avg', []).append(subject.G.dlatent_avg.numpy())
                 if self.index + 1 in meta['snapshots_after']:
-                    states = legacy.load_pkl(testutil.golden('training', f'stylegan2_f_after{self.index + 1}.pkl'))
+                    states = legacy.load_pkl(
+                        testutil.golden('training', f'stylegan2_f_after{self.index + 1}.pkl')
+                    )
                     for network, state in zip(networks, states, strict=True):
                         self.check_variables(network, state, meta['lrate'], 2 * (self.index + 1))
         self.assertEqual({f'log/{name}' for name in logs}, {key for key in a if key.startswith('log/')})

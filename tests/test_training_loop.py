@@ -34,9 +34,21 @@ class RunDirectoryTest(util.RunTest):
         cls.log = (cls.run_dir / 'log.txt').read_text()
 
     def test_files(self):
-        names = {'submit_config.pkl', 'submit_config.txt', 'submit_config.json', 'run.txt', 'log.txt', '_finished.txt',
-                 'reals.png', 'fakes_init.png', 'fakes000000.png', 'network-snapshot-000000.pkl', 'network-final.pkl',
-                 'events', 'checkpoints/checkpoint'}
+        names = {
+            'submit_config.pkl',
+            'submit_config.txt',
+            'submit_config.json',
+            'run.txt',
+            'log.txt',
+            '_finished.txt',
+            'reals.png',
+            'fakes_init.png',
+            'fakes000000.png',
+            'network-snapshot-000000.pkl',
+            'network-final.pkl',
+            'events',
+            'checkpoints/checkpoint',
+        }
         names |= {f'checkpoints/state-{step}{suffix}' for step in (20, 25)
                   for suffix in ('.index', '.data-00000-of-00001')}
         self.assertEqual(util.files(self.run_dir), names)
@@ -46,8 +58,15 @@ class RunDirectoryTest(util.RunTest):
         lines = [line for line in self.log.splitlines() if line.startswith('tick ')]
         ticks = [util.TICK_LINE.fullmatch(line) for line in lines]
         self.assertNotIn(None, ticks, lines)
-        self.assertEqual([tick.groups()[:4] for tick in ticks], [
-            ('0', '0.0', '0.00', '8'), ('1', '0.1', '0.00', '8'), ('2', '0.2', '0.00', '8'), ('3', '0.2', '0.00', '8')])
+        self.assertEqual(
+            [tick.groups()[:4] for tick in ticks],
+            [
+                ('0', '0.0', '0.00', '8'),
+                ('1', '0.1', '0.00', '8'),
+                ('2', '0.2', '0.00', '8'),
+                ('3', '0.2', '0.00', '8'),
+            ],
+        )
         self.assertEqual(lines[0].index('kimg'), 11)  # Columns as wide as the official ones.
         self.assertEqual(lines[0].index('gpumem'), lines[1].index('gpumem'))
 
@@ -58,12 +77,29 @@ class RunDirectoryTest(util.RunTest):
 
     def test_tensorboard(self):
         scalars = util.scalars(self.run_dir)
-        names = {'Loss/scores/real', 'Loss/scores/fake', 'Loss/gradient_penalty', 'Loss/pl_lengths',
-                 'Loss/pl_penalty', 'Progress/tick', 'Progress/kimg', 'Progress/lod', 'Progress/minibatch',
-                 'Timing/total_sec', 'Timing/sec_per_tick', 'Timing/sec_per_kimg', 'Timing/maintenance_sec',
-                 'Timing/total_hours', 'Timing/total_days', 'Resources/peak_gpu_mem_gb', 'Resources/peak_cpu_mem_gb',
-                 'TrainG/learning_rate', 'TrainG/overflow_frequency', 'TrainD/learning_rate',
-                 'TrainD/overflow_frequency'}
+        names = {
+            'Loss/scores/real',
+            'Loss/scores/fake',
+            'Loss/gradient_penalty',
+            'Loss/pl_lengths',
+            'Loss/pl_penalty',
+            'Progress/tick',
+            'Progress/kimg',
+            'Progress/lod',
+            'Progress/minibatch',
+            'Timing/total_sec',
+            'Timing/sec_per_tick',
+            'Timing/sec_per_kimg',
+            'Timing/maintenance_sec',
+            'Timing/total_hours',
+            'Timing/total_days',
+            'Resources/peak_gpu_mem_gb',
+            'Resources/peak_cpu_mem_gb',
+            'TrainG/learning_rate',
+            'TrainG/overflow_frequency',
+            'TrainD/learning_rate',
+            'TrainD/overflow_frequency',
+        }
         self.assertEqual({name for name in scalars if not name.startswith('xCustomScalars/')}, names)
         for name in names - {'Loss/gradient_penalty'}:  # Every 16 minibatches.
             self.assertEqual(list(scalars[name]), [32, 96, 160, 200], name)
@@ -72,7 +108,9 @@ class RunDirectoryTest(util.RunTest):
         self.assertAllClose(scalars['TrainG/learning_rate'][32], 0.003 * 4 / 5)
         self.assertAllClose(scalars['TrainD/learning_rate'][32], 0.003 * 16 / 17)
         self.assertEqual(set(scalars['TrainD/overflow_frequency'].values()), {0.0})
-        self.assertTrue(np.all(np.isfinite([value for curve in scalars.values() for value in curve.values()])))
+        self.assertTrue(
+            np.all(np.isfinite([value for curve in scalars.values() for value in curve.values()]))
+        )
 
     def test_tensorboard_images_and_text(self):
         found = {}
@@ -80,7 +118,9 @@ class RunDirectoryTest(util.RunTest):
             for value in event.summary.value:
                 kind = value.metadata.plugin_data.plugin_name
                 if kind != 'scalars':
-                    found.setdefault((kind, value.tag), []).append((event.step, tf.make_ndarray(value.tensor)))
+                    found.setdefault((kind, value.tag), []).append(
+                        (event.step, tf.make_ndarray(value.tensor))
+                    )
         self.assertEqual([step for step, _ in found['images', 'Images/reals']], [0])
         self.assertEqual([step for step, _ in found['images', 'Images/fakes']], [0, 32, 96, 160, 200])
         width, height, png = found['images', 'Images/fakes'][-1][1][:3]
@@ -130,15 +170,21 @@ class RunDirectoryTest(util.RunTest):
         os.link(source, renamed)
         progress = util.train(self.result_dir, resume_pkl=renamed, total_kimg=7)
         self.assertEqual((progress.nimg, progress.step), (7000, 0))
-        self.assertEqual((pathlib.Path(progress.run_dir) / 'network-final.pkl').read_bytes(), source.read_bytes())
+        self.assertEqual(
+            (pathlib.Path(progress.run_dir) / 'network-final.pkl').read_bytes(), source.read_bytes()
+        )
         progress = util.train(self.result_dir, resume_pkl=renamed, resume_kimg=0.5, total_kimg=0.5)
         self.assertEqual(progress.nimg, 500)
 
     def test_snapshot_of_other_shape(self):
-        for changes, text in ((dict(resolution=16), r'\[3, 8, 8\] with label size 8; the data set has \[3, 16, 16\] and 8'),
-                              (dict(max_label_size=0), r'with label size 8; the data set has \[3, 8, 8\] and 0')):
+        for changes, text in (
+            (dict(resolution=16), r'\[3, 8, 8\] with label size 8; the data set has \[3, 16, 16\] and 8'),
+            (dict(max_label_size=0), r'with label size 8; the data set has \[3, 8, 8\] and 0'),
+        ):
             with self.assertRaisesRegex(UserError, text):
-                util.train(self.result_dir, resume_pkl=str(self.run_dir / 'network-final.pkl'), dataset_args=changes)
+                util.train(
+                    self.result_dir, resume_pkl=str(self.run_dir / 'network-final.pkl'), dataset_args=changes
+                )
 
     def test_final_network_generates(self):
         _, _, Gs = snapshots.load_networks(str(self.run_dir / 'network-final.pkl'))
@@ -152,8 +198,13 @@ class EndTest(util.RunTest):
     def test_divergence(self):
         """Updates that never are finite end the run with one line; what it saved before is whole."""
         result_dir = self.folder()
-        with mock.patch.object(training_loop, 'MAX_SKIPPED', 6), mock.patch.object(training_loop, 'CHECK_INTERVAL', 2):
-            with self.assertRaisesRegex(UserError, '^training has diverged: the last 6 updates of G [^\n]*--gamma[^\n]*$'):
+        with (
+            mock.patch.object(training_loop, 'MAX_SKIPPED', 6),
+            mock.patch.object(training_loop, 'CHECK_INTERVAL', 2),
+        ):
+            with self.assertRaisesRegex(
+                UserError, '^training has diverged: the last 6 updates of G [^\n]*--gamma[^\n]*$'
+            ):
                 util.train(result_dir, G_loss_args=dict(func_name='tests.test_training_loop.nan_loss'))
         run_dir = pathlib.Path(result_dir) / '00000-small'
         self.assertIn('training has diverged', (run_dir / 'log.txt').read_text())

@@ -73,7 +73,9 @@ def resume(run_dir: str, **changes: Any):
     config = load_submit_config(run_dir)
     config.resume = True
     with contextlib.redirect_stdout(io.StringIO()):
-        return submit_run(config, 'training.training_loop.training_loop', **merge(config.run_func_kwargs, changes))
+        return submit_run(
+            config, 'training.training_loop.training_loop', **merge(config.run_func_kwargs, changes)
+        )
 
 
 def at_step(step: int, action):
@@ -88,11 +90,15 @@ def at_step(step: int, action):
     return mock.patch.object(Trainer, 'step', counted)
 
 
-def run_script(*args: str, cwd: str | None = None, code: str | None = None, **env: str) -> subprocess.CompletedProcess:
+def run_script(
+    *args: str, cwd: str | None = None, code: str | None = None, **env: str
+) -> subprocess.CompletedProcess:
     """Runs train.py with these flags, or Python code that may call train.main(), and waits for its end."""
     command = [sys.executable, *(['-c', code] if code else [str(testutil.ROOT / 'train.py')]), *args]
     env = {**os.environ, 'PYTHONPATH': str(testutil.ROOT), 'TF_CPP_MIN_LOG_LEVEL': '2', **env}
-    return subprocess.run(command, cwd=cwd or testutil.ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd or testutil.ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def checkpoint_values(run_dir: str) -> dict[str, np.ndarray]:
@@ -104,7 +110,9 @@ def checkpoint_values(run_dir: str) -> dict[str, np.ndarray]:
 
 def events(run_dir: str) -> list:
     """All events in the event files of a run, in the order of writing."""
-    paths = sorted(pathlib.Path(run_dir).glob('events.out.tfevents.*'), key=lambda path: path.stat().st_mtime_ns)
+    paths = sorted(
+        pathlib.Path(run_dir).glob('events.out.tfevents.*'), key=lambda path: path.stat().st_mtime_ns
+    )
     return [event for path in paths for event in event_file_loader.LegacyEventFileLoader(str(path)).Load()]
 
 
@@ -119,7 +127,7 @@ def scalars(run_dir: str) -> dict[str, dict[int, float]]:
 
 
 def files(run_dir: str) -> set[str]:
-    """Names of the files in a run directory and its folders, with numbers that differ from run to run replaced."""
+    """Names of the files in a run directory and its folders; 'events' for the event files."""
     root = pathlib.Path(run_dir)
     names = {str(path.relative_to(root)) for path in root.rglob('*') if path.is_file()}
     return {re.sub(r'^events\.out\.tfevents\..*', 'events', name) for name in names}

@@ -15,10 +15,10 @@ PREFIX = 'state'        # Of the files of a checkpoint: state-<number>.index and
 
 
 class TrainingCheckpoint:
-    """Saves and restores the variables of a run and its progress, by tf.train.Checkpoint in the run directory.
+    """Saves and restores the variables of a run and its progress by tf.train.Checkpoint.
 
-    A checkpoint counts only once the file `checkpoint` names it, and that file is replaced in one move when all
-    others are whole: a run killed while saving resumes from the checkpoint before.
+    A checkpoint counts only once the file `checkpoint` names it, and that file is replaced in one move when
+    all others are whole: a run killed while saving resumes from the checkpoint before.
 
     Args:
         run_dir: The run directory; checkpoints go to its folder `checkpoints`.
@@ -39,14 +39,15 @@ class TrainingCheckpoint:
     def _paths(self) -> list[str]:
         """The checkpoints, oldest first."""
         latest = self._manager.latest_checkpoint
-        return [*(path for path in self._manager.checkpoints if path != latest), *([latest] if latest else [])]
+        earlier = [path for path in self._manager.checkpoints if path != latest]
+        return earlier if latest is None else [*earlier, latest]
 
     def save(self, progress: dict[str, Any], number: int) -> str:
         """Writes all variables and `progress`, plain values that JSON can hold; returns the path.
 
         A state that this run has read or written under the same number is not written again: it is the same.
 
-        Errors: UserError where it cannot be written, such as on a full disk; the one before stays usable then.
+        Errors: UserError where it cannot be written, as on a full disk; the one before stays usable then.
         """
         path = os.path.join(self._manager.directory, f'{PREFIX}-{number}')
         if path == self._known:
@@ -68,7 +69,7 @@ class TrainingCheckpoint:
     def restore(self) -> dict[str, Any] | None:
         """Restores the latest checkpoint and returns its progress; None where there is none.
 
-        Where its files are damaged, as a power failure may leave them, the one before is taken, with a warning.
+        Where its files are damaged, as after a power failure, the one before is taken, with a warning.
 
         Errors: UserError when none can be read, or they belong to other networks; nothing may be used then.
         """
@@ -156,7 +157,9 @@ def has_checkpoint(run_dir: str) -> bool:
 def find_latest_run(result_dir: str) -> str:
     """The run directory with the highest number that holds a checkpoint; UserError where there is none."""
     remote = is_remote_path(result_dir)
-    names = gfile().listdir(result_dir) if remote else os.listdir(result_dir) if os.path.isdir(result_dir) else []
+    names = []
+    if remote or os.path.isdir(result_dir):
+        names = gfile().listdir(result_dir) if remote else os.listdir(result_dir)
     numbered = [name.rstrip('/') for name in names if name.partition('-')[0].isdigit()]
     for name in sorted(numbered, key=lambda name: int(name.partition('-')[0]), reverse=True):
         path = f'{result_dir.rstrip("/")}/{name}' if remote else str(pathlib.Path(result_dir) / name)

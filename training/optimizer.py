@@ -1,6 +1,5 @@
 """Adam as in the official code, for one network under any tf.distribute strategy."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ class Optimizer:
     variable. The main update and the regularization update of a network (Karras et al. 2020, appendix B)
     are two `apply` calls of one Optimizer: they share m and v, and both advance t.
 
-    An update whose averaged gradient holds a NaN or an infinity is skipped on every replica: only the
-    counters change.
+    An update whose averaged gradient holds a NaN, an infinity or a value whose square is one is skipped on
+    every replica: only the counters change.
 
     Attributes:
         num_applied, num_skipped: int64 variables, updates applied and skipped since the optimizer was made.
@@ -77,9 +76,8 @@ class Optimizer:
         Raises: ValueError if the number or the shapes of the gradients do not fit the variables.
         """
         gradients = self._average(self._dense(gradients))
-        # In floats: over one element, tf.reduce_all becomes a reshape, for which oneDNN complains on the console.
-        flags = [tf.reduce_min(tf.cast(tf.math.is_finite(g), tf.float32)) for g in gradients]
-        finite = functools.reduce(tf.minimum, flags) > 0
+        # By the sum of squares: a gradient whose square overflows would leave v infinite for good.
+        finite = tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(g), tf.float64) for g in gradients]))
         if not tf.is_tensor(learning_rate):
             learning_rate = tf.constant(learning_rate, tf.float64)  # The variables may be float64 too.
         learning_rate = tf.convert_to_tensor(learning_rate)         # A variable is read here, not in tf.cond.

@@ -53,21 +53,23 @@ class ImageSnapshots:
     def __init__(self, training_set: Dataset, grid_args: dict[str, Any], latent_size: int, seed: int):
         self.grid_size, self._reals, self.labels = misc.setup_snapshot_image_grid(
             training_set, seed=seed % 2 ** 32, **grid_args)
-        self._latents = np.random.RandomState(seed % 2 ** 32).randn(len(self._reals), latent_size).astype(np.float32)
+        rnd = np.random.RandomState(seed % 2 ** 32)
+        self._latents = rnd.randn(len(self._reals), latent_size).astype(np.float32)
 
     def save_reals(self, name: str = 'reals.png') -> np.ndarray:
         """Writes the sheet of real images to the run directory; returns it as uint8 [H, W, C]."""
         return self._save(self._reals, name, [0, 255])
 
     def save_fakes(self, Gs: Network, name: str, minibatch_size: int) -> np.ndarray:
-        """Writes the sheet of generated images, without truncation and with fixed noise; returns it likewise."""
+        """Writes the sheet of generated images, without truncation, with fixed noise; returns it likewise."""
         fakes = Gs.run(self._latents, self.labels, is_validation=True, randomize_noise=False,
                        minibatch_size=min(minibatch_size, len(self._latents)))
         return self._save(fakes, name, [-1, 1])
 
     def _save(self, images: np.ndarray, name: str, drange: Sequence[float]) -> np.ndarray:
         misc.save_image_grid(images, make_run_dir_path(name), drange=drange, grid_size=self.grid_size)
-        picture = np.asarray(misc.convert_to_pil_image(misc.create_image_grid(images, self.grid_size), drange))
+        grid = misc.create_image_grid(images, self.grid_size)
+        picture = np.asarray(misc.convert_to_pil_image(grid, drange))
         return picture if picture.ndim == 3 else picture[:, :, np.newaxis]
 
 
@@ -84,10 +86,11 @@ class NetworkSnapshots:
         self._networks, self._keep, self.names = tuple(networks), keep, list(names)
 
     def add_existing(self, nimg: int) -> None:
-        """Counts in the snapshot of this moment where there is one: a run that is stopped writes it last of all."""
+        """Counts in the snapshot of this moment, if any: a run that is stopped writes it after its state."""
         name = SNAPSHOT_NAME % (nimg // 1000)
         path = make_run_dir_path(name)
-        if name not in self.names and (gfile().exists(path) if is_remote_path(path) else os.path.exists(path)):
+        exists = gfile().exists(path) if is_remote_path(path) else os.path.exists(path)
+        if exists and name not in self.names:
             self.names.append(name)
 
     def save(self, nimg: int) -> str:

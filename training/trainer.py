@@ -1,10 +1,10 @@
 """What changes during training - networks, optimizers, moving averages - and the steps that change it.
 
-A minibatch is processed in phases (G, G_reg, D, D_reg; then the moving average of the weights). Each phase is one
-traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are drawn, their gradients are
-averaged over rounds and replicas, and one Adam step is taken. The random numbers of a piece depend on the seed, the
-step, the phase and the number of the piece in the minibatch alone. So a run can be resumed exactly, and N replicas
-compute what one replica computes in N rounds.
+A minibatch is processed in phases (G, G_reg, D, D_reg; after D the moving average of the weights). Each phase
+is one traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are drawn, their
+gradients are averaged over rounds and replicas, and one Adam step is taken. The random numbers of a piece
+depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a run can be
+resumed exactly, and N replicas compute what one replica computes in N rounds.
 """
 
 import dataclasses
@@ -52,7 +52,8 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
                         f'Use --num-gpus={len(gpus)}')
     cpus = tf.config.list_logical_devices('CPU')
     if len(cpus) < num_gpus:
-        raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical CPUs')
+        raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical '
+                        f'CPUs. Use --num-gpus={len(cpus)}')
     return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:num_gpus]],
                                           cross_device_ops=tf.distribute.ReductionToOneDevice())
 
@@ -98,14 +99,14 @@ class Phase:
 class Trainer:
     """Networks, optimizers and state of a training run, and one method per thing that happens to them.
 
-    Args are given in the constructor; everything is created in the scope of `strategy`, in which the networks must
-    have been created too.
+    Args are given in the constructor; everything is created in the scope of `strategy`, in which the networks
+    must have been created too.
     """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        G, D, Gs,                               # Layers: generator, discriminator, moving average of the generator.
+        G, D, Gs,                               # Layers: generator, discriminator, moving average of G.
         G_loss: Callable, G_loss_args: dict,    # Function of training.loss and its keyword arguments.
         D_loss: Callable, D_loss_args: dict,
         G_opt_args: dict | None = None,         # beta1, beta2, epsilon.
@@ -123,12 +124,14 @@ class Trainer:
         self.intervals = {'G': G_reg_interval, 'D': D_reg_interval}
         with strategy.scope():
             self.loss_state = {name: tf.Variable(value, dtype=tf.float32, trainable=False)
-                               for loss in (G_loss, D_loss) for name, value in getattr(loss, 'state', {}).items()}
+                               for loss in (G_loss, D_loss)
+                               for name, value in getattr(loss, 'state', {}).items()}
             self.optimizers = {role: self._make_optimizer(role, network, args or {})
                                for role, network, args in [('G', G, G_opt_args), ('D', D, D_opt_args)]}
         G_parts = functools.partial(_generator_parts, G_loss, G, D, G_loss_args)
         D_parts = functools.partial(_discriminator_parts, D_loss, G, D, D_loss_args)
-        self.phases = [*self._make_phases('G', G, G_parts, 0, False), *self._make_phases('D', D, D_parts, 2, True)]
+        self.phases = [*self._make_phases('G', G, G_parts, 0, needs_reals=False),
+                       *self._make_phases('D', D, D_parts, 2, needs_reals=True)]
         self._functions: dict = {}
         self._accumulators: dict[str, list] = {}
         self._updated: dict[str, list] = {}
@@ -150,7 +153,8 @@ class Trainer:
             return [Phase(role, index, use_loss=True, use_reg=True, reg_weight=1, interval=1, **common)]
         phases = [Phase(role, index, use_loss=True, use_reg=False, reg_weight=0, interval=1, **common)]
         # Whether there is a regularizer is known without running anything: the parts are closures.
-        if parts(StepContext(tf.zeros([2], tf.int32)), 1, tf.zeros([1, 1, 1, 1]), tf.zeros([1, 0]))[1] is not None:
+        ctx = StepContext(tf.zeros([2], tf.int32))
+        if parts(ctx, 1, tf.zeros([1, 1, 1, 1]), tf.zeros([1, 0]))[1] is not None:
             phases.append(Phase(f'{role}_reg', index + 1, use_loss=False, use_reg=True, reg_weight=interval,
                                 interval=interval, **common))
         return phases
@@ -175,13 +179,14 @@ class Trainer:
         """
         rounds, rest = divmod(len(images), minibatch_gpu * self.num_replicas)
         if rest or not rounds:
-            raise UserError(f'minibatch_size must be a multiple of minibatch_gpu times the number of replicas, '
-                            f'{minibatch_gpu} x {self.num_replicas}. Received: {len(images)}')
+            raise UserError('minibatch_size must be a multiple of minibatch_gpu times the number of '
+                            f'replicas, {minibatch_gpu} x {self.num_replicas}. Received: {len(images)}')
         lrates = {'G': self.learning_rate('G', G_lrate), 'D': self.learning_rate('D', D_lrate)}
         reports = []
         for phase in self.phases:
             if step % phase.interval == 0:
-                reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrates[phase.name[0]])
+                lrate = lrates[phase.name[0]]
+                reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrate)
             if phase.name == 'D':
                 # After the step of D, whose fakes have moved the average of w that is copied here.
                 self.update_average(ema_beta)
@@ -189,7 +194,7 @@ class Trainer:
 
     def run_phase(self, phase: Phase, step: int, images, labels, minibatch_gpu: int, rounds: int,
                   lrate: float) -> list[dict]:
-        """One update of one network, in one traced call or, with several rounds, in one per round and a last one."""
+        """One update of a network: one traced call or, with several rounds, one per round and a last one."""
         seed = tf.constant([self.seed % 2 ** 31, step % 2 ** 31], tf.int32)
         lrate = tf.constant(lrate, tf.float32)
         images, labels = np.asarray(images), np.asarray(labels)
@@ -197,7 +202,8 @@ class Trainer:
             images, labels = images[:, :0, :0], labels[:, :0]
         if rounds == 1:
             reals = self._distribute(images, labels, minibatch_gpu, 1, 0)
-            return [self._function(phase, 'whole', minibatch_gpu)(seed, tf.constant(0), tf.constant(1), *reals, lrate)]
+            whole = self._function(phase, 'whole', minibatch_gpu)
+            return [whole(seed, tf.constant(0), tf.constant(1), *reals, lrate)]
         self._make_accumulators(phase)
         reports = []
         for index in range(rounds):
@@ -230,7 +236,8 @@ class Trainer:
                 reports = self.strategy.run(body, args=args)
                 if self.num_replicas == 1:
                     return reports
-                return {name: self.strategy.reduce('SUM', value, axis=None) for name, value in reports.items()}
+                return {name: self.strategy.reduce('SUM', moments, axis=None)
+                        for name, moments in reports.items()}
 
             self._functions[key] = tf.function(traced, autograph=False)
         return self._functions[key]
@@ -249,13 +256,16 @@ class Trainer:
         return gradients, ctx.updates, ctx.reports
 
     def _whole(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, lrate) -> dict:
-        gradients, updates, reports = self._gradients(phase, minibatch_gpu, seed, index, rounds, images, labels)
+        gradients, updates, reports = self._gradients(
+            phase, minibatch_gpu, seed, index, rounds, images, labels)
         finite = phase.optimizer.apply(gradients, lrate)
         self._assign_state([variable for variable, _ in updates], [value for _, value in updates], finite)
         return reports
 
-    def _accumulate(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, _lrate) -> dict:
-        gradients, updates, reports = self._gradients(phase, minibatch_gpu, seed, index, rounds, images, labels)
+    def _accumulate(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels,
+                    _lrate) -> dict:
+        gradients, updates, reports = self._gradients(
+            phase, minibatch_gpu, seed, index, rounds, images, labels)
         accumulators = self._accumulators[phase.name]
         self._updated[phase.name] = [variable for variable, _ in updates]
         values = [*gradients, *[value for _, value in updates]]
@@ -278,7 +288,7 @@ class Trainer:
         return {}
 
     def _assign_state(self, variables, values, finite) -> None:
-        """New values of the moving averages and the like: the mean over replicas, kept out when not finite."""
+        """New values of the moving averages and the like: means over replicas, kept out when not finite."""
         ctx = tf.distribute.get_replica_context()
         for variable, value in zip(variables, values, strict=True):
             value = tf.cast(value, unwrap(variable).dtype)

@@ -50,20 +50,21 @@ def training_loop(
     total_kimg: float = 25000,              # Length of the training in thousands of real images.
     mirror_augment: bool = False,           # Flip half of the reals?
     image_snapshot_ticks: int | None = 50,  # Ticks per image snapshot. None = at the end only.
-    network_snapshot_ticks: int | None = 50,    # Ticks per network snapshot and checkpoint. None = at the end only.
+    network_snapshot_ticks: int | None = 50,  # Ticks per network snapshot and checkpoint. None = at the end.
     keep_snapshots: int | None = None,      # Network snapshots to keep besides the final one. None = all.
     resume_pkl: str | None = None,          # Snapshot to start from. None = from scratch.
-    resume_kimg: float | None = None,       # Progress to start from. None = that in the name of resume_pkl, or 0.
+    resume_kimg: float | None = None,       # Progress to start from. None = as resume_pkl is named, or 0.
     seed: int = 1000,                       # Of initial weights, data order and all random numbers.
     num_gpus: int = 1,                      # Number of replicas.
     strategy: str = 'auto',                 # See training.trainer.make_strategy.
 ) -> EasyDict:
-    """Trains a network, writing everything to the run directory; returns its progress and why it stopped early.
+    """Trains a network, writing everything to the run directory.
 
     Where the run directory holds a checkpoint, the run goes on from it exactly as if it had not stopped.
 
-    Errors: UserError for unusable data or arguments (see `check_arguments`), when training has diverged, and when
-    the state cannot be saved.
+    Returns: the progress, the run directory and why the run stopped early (stop_reason, stop_signal).
+    Errors: UserError for unusable data or arguments (see `check_arguments`), when training has diverged, and
+        when the state cannot be saved.
     """
     ctx = RunContext.get()
     distribution = make_strategy(num_gpus, strategy)
@@ -78,7 +79,8 @@ def training_loop(
         initial_pkl = latest_snapshot(ctx.run_dir) or resume_pkl  # The other file may be gone by now.
     with distribution.scope():
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
-        trainer = Trainer(distribution, G.layer, D.layer, Gs.layer, *_loss_of(G_loss_args), *_loss_of(D_loss_args),
+        trainer = Trainer(distribution, G.layer, D.layer, Gs.layer,
+                          *_loss_of(G_loss_args), *_loss_of(D_loss_args),
                           G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.labels,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
                           D_reg_interval=D_reg_interval, seed=seed)
@@ -86,13 +88,14 @@ def training_loop(
     # Everything about the run that is neither a variable nor an argument.
     start_kimg = kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg
     progress = EasyDict(nimg=int(start_kimg * 1000), step=0, tick=-1, tick_nimg=int(start_kimg * 1000),
-                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint)
+                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[],
+                        dataset=training_set.fingerprint)
     checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
     stored = checkpoint.restore()
     progress.update(stored or {})
     if progress.dataset != training_set.fingerprint:
-        raise UserError(f'--resume: the data set {training_set.name} is not the one that the run was started with; '
-                        'choose that one by --data-dir and --dataset, or start a new run from a '
+        raise UserError(f'--resume: the data set {training_set.name} is not the one that the run was started '
+                        'with; choose that one by --data-dir and --dataset, or start a new run from a '
                         'network-snapshot-*.pkl')
     autosummary.set_state(progress.moments)
     time_before = progress.total_time
@@ -106,7 +109,8 @@ def training_loop(
         D.print_layers()
         writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
         writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
-        writer.add_images('Images/fakes', images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu), progress.nimg)
+        sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
+        writer.add_images('Images/fakes', sheet, step=progress.nimg)
         print(f'Training for {total_kimg} kimg...\n')
     else:
         snapshots.add_existing(progress.nimg)
@@ -134,8 +138,8 @@ def training_loop(
                 batch_size = sched.minibatch_size
                 batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment)
             reals, labels = next(batches)
-            reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate, sched.D_lrate,
-                                    ema_beta(batch_size, G_smoothing_kimg))
+            reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate,
+                                    sched.D_lrate, ema_beta(batch_size, G_smoothing_kimg))
             progress.nimg += batch_size
             progress.step += 1
             done = progress.nimg >= total_kimg * 1000
@@ -183,19 +187,22 @@ def training_loop(
     return EasyDict(progress, run_dir=ctx.run_dir, stop_reason=ctx.stop_reason, stop_signal=ctx.stop_signal)
 
 
-def check_arguments(data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
-                    resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto',
-                    **_others: Any) -> None:
-    """Looks at what the user gave to `training_loop` (same arguments) before a run directory is made for it.
+def check_arguments(
+    data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
+    resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto',
+    **_others: Any,
+) -> None:
+    """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
 
-    Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide, or a
-    snapshot that does not fit the data set.
+    Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
+    or a snapshot that does not fit the data set.
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
     training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
-        training_schedule(0, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
+        resolution_log2 = training_set.resolution_log2
+        training_schedule(0, resolution_log2=resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
         if resume_pkl is not None:
             _check_networks(load_networks(resume_pkl), training_set, resume_pkl)
     finally:
@@ -228,7 +235,8 @@ def _check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
 
 def _loss_of(args: dict) -> tuple:
     """The loss function and its keyword arguments."""
-    return get_obj_by_name(args['func_name']), {key: value for key, value in args.items() if key != 'func_name'}
+    kwargs = dict(args)
+    return get_obj_by_name(kwargs.pop('func_name')), kwargs
 
 
 def _collect(reports: list[dict]) -> None:
@@ -243,17 +251,17 @@ def _check_divergence(trainer: Trainer) -> None:
     for role, count in trainer.skipped_in_a_row().items():
         if count >= MAX_SKIPPED:
             raise UserError(
-                f'training has diverged: the last {count} updates of {role} had non-finite gradients and were left '
-                'out. The last checkpoint and snapshots are from before; try --resume with an earlier '
-                'network-snapshot-*.pkl and a higher --gamma or a lower learning rate')
+                f'training has diverged: the last {count} updates of {role} had non-finite gradients and '
+                'were left out. The last checkpoint and snapshots are from before; try --resume with an '
+                'earlier network-snapshot-*.pkl and a higher --gamma or a lower learning rate')
 
 
 def _print_tick(progress: EasyDict, sched: EasyDict, trainer: Trainer, tick_kimg: float, tick_time: float,
                 maintenance_time: float, total_time: float) -> None:
     """The official line of a tick, and the same numbers for TensorBoard under the official names."""
     gpu_memory = _peak_gpu_memory_gb()
-    print('tick %-5d kimg %-8.1f lod %-5.2f minibatch %-4d time %-12s sec/tick %-7.1f sec/kimg %-7.2f '
-          'maintenance %-6.1f gpumem %.1f' % (
+    print('tick {:<5d} kimg {:<8.1f} lod {:<5.2f} minibatch {:<4d} time {:<12s} sec/tick {:<7.1f} '
+          'sec/kimg {:<7.2f} maintenance {:<6.1f} gpumem {:.1f}'.format(
               report('Progress/tick', progress.tick),
               report('Progress/kimg', progress.nimg / 1000),
               report('Progress/lod', sched.lod),

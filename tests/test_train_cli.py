@@ -1,0 +1,324 @@
+"""train.py as it is typed: official flags, configurations, mistakes, and runs from the command line."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from absl.testing import parameterized
+
+import train
+from dnnlib.util import UserError
+from metrics.metric_base import OFFICIAL_METRICS, find_metrics
+from tests import testutil
+from tests import training_testutil as util
+from training.checkpoint import has_checkpoint
+from training.configs import CONFIGS
+
+
+def dry_run(*args: str) -> dict:
+    """The configuration that --dry-run prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = train.run(train.make_parser().parse_args([*args, '--dry-run']))
+    assert status == 0  # noqa: S101
+    return json.loads(output.getvalue())
+
+
+class ConfigTest(parameterized.TestCase):
+
+    def test_script_prints_json_alone(self):
+        done = util.run_script('--config=config-e', '--dry-run')
+        self.assertEqual((done.returncode, done.stderr), (0, ''))
+        self.assertEqual(json.loads(done.stdout)['D_loss_args']['gamma'], 100)
+
+    @parameterized.parameters(
+        ('config-e', 100, 8192, None, None),
+        ('config-f', 10, 16384, None, None),
+        *((f'config-e-G{G}-D{D}', 100, 8192, G, D)
+          for G in ('orig', 'skip', 'resnet') for D in ('orig', 'skip', 'resnet')))
+    def test_official_values(self, name, gamma, fmap_base, G_architecture, D_architecture):
+        kwargs = dry_run(f'--config={name}')
+        self.assertEqual(kwargs['G_args'].pop('func_name'), 'training.networks_stylegan2.G_main')
+        self.assertEqual(kwargs['D_args'].pop('func_name'), 'training.networks_stylegan2.D_stylegan2')
+        for args, architecture in ((kwargs['G_args'], G_architecture), (kwargs['D_args'], D_architecture)):
+            expected = {'fmap_base': fmap_base} | ({'architecture': architecture} if architecture else {})
+            self.assertEqual(args, expected)
+        self.assertEqual(kwargs['G_loss_args'], {'func_name': 'training.loss.G_logistic_ns_pathreg'})
+        self.assertEqual(kwargs['D_loss_args'], {'func_name': 'training.loss.D_logistic_r1', 'gamma': gamma})
+        for opt_args in (kwargs['G_opt_args'], kwargs['D_opt_args']):
+            self.assertEqual(opt_args, {'beta1': 0, 'beta2': 0.99, 'epsilon': 1e-8})
+        self.assertEqual(kwargs['sched_args'], {'G_lrate_base': 0.002, 'D_lrate_base': 0.002,
+                                                'minibatch_size_base': 32, 'minibatch_gpu_base': 4})
+        self.assertEqual(kwargs['grid_args'], {'size': '8k', 'layout': 'random'})
+        rest = {
+            'lazy_regularization': True,
+            'G_reg_interval': 4,
+            'D_reg_interval': 16,
+            'G_smoothing_kimg': 10,
+            'minibatch_repeats': 4,
+            'total_kimg': 25000,
+            'mirror_augment': False,
+            'image_snapshot_ticks': 10,
+            'network_snapshot_ticks': 10,
+            'num_gpus': 1,
+        }
+        self.assertEqual({key: kwargs[key] for key in rest}, rest)
+        self.assertEqual(kwargs['run_desc'], f'stylegan2-pixelart32-1gpu-{name}')
+        self.assertEqual(kwargs['run_dir_root'], 'results')
+
+    def test_all_configs_are_listed(self):
+        self.assertEqual(set(CONFIGS) - {'demo'},
+                         {'config-e', 'config-f', *(f'config-e-G{G}-D{D}' for G in ('orig', 'skip', 'resnet')
+                                                    for D in ('orig', 'skip', 'resnet'))})
+        kwargs = dry_run('--config=demo')
+        self.assertEqual((kwargs['D_loss_args']['gamma'], kwargs['G_args']['fmap_max']), (0.1, 64))
+        self.assertEqual((kwargs['mirror_augment'], kwargs['keep_snapshots']), (True, 3))
+
+    @parameterized.parameters(
+        '--num-gpus=8 --data-dir=~/datasets --config=config-e --dataset=ffhq --mirror-augment=true '
+        '--total-kimg=1000 --gamma=50 --result-dir=out --metrics=none',
+        '--num-gpus 8 --data-dir ~/datasets --config config-e --dataset ffhq --mirror-augment true '
+        '--total-kimg 1000 --gamma 50 --result-dir out --metrics none',
+        '--num_gpus=8 --data_dir=~/datasets --config=config-e --dataset=ffhq --mirror_augment '
+        '--total_kimg=1000 --gamma=50 --result_dir=out --metrics=fid50k,ppl_wend')
+    def test_official_flags(self, line):
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            kwargs = dry_run(*shlex.split(line))
+        self.assertEqual(kwargs['num_gpus'], 8)
+        self.assertEqual(kwargs['data_dir'], os.path.expanduser('~/datasets'))
+        self.assertEqual(kwargs['dataset_args']['dataset'], 'ffhq')
+        self.assertEqual((kwargs['mirror_augment'], kwargs['total_kimg']), (True, 1000))
+        self.assertEqual((kwargs['D_loss_args']['gamma'], kwargs['metric_arg_list']), (50, []))
+        self.assertEqual(
+            (kwargs['run_dir_root'], kwargs['run_desc']), ('out', 'stylegan2-ffhq-8gpu-config-e')
+        )
+        self.assertEqual(len(stderr.getvalue().splitlines()), line.count('fid50k'))
+
+    def test_flags_of_our_own(self):
+        kwargs = dry_run(
+            '--seed=7',
+            '--minibatch-size=64',
+            '--minibatch-gpu=8',
+            '--lrate=0.001',
+            '--fmap-base=4096',
+            '--fmap-max=256',
+            '--snap=2',
+            '--keep-snapshots=5',
+            '--cond',
+            '--label-attr=hairColor',
+            '--resolution=16',
+            '--strategy=mirrored',
+            '--dataset=some/images',
+        )
+        self.assertEqual(kwargs['sched_args'], {'G_lrate_base': 0.001, 'D_lrate_base': 0.001,
+                                                'minibatch_size_base': 64, 'minibatch_gpu_base': 8})
+        for args in (kwargs['G_args'], kwargs['D_args']):
+            self.assertEqual((args['fmap_base'], args['fmap_max']), (4096, 256))
+        self.assertEqual(
+            kwargs['dataset_args'],
+            {
+                'max_label_size': 'full',
+                'label_attr': 'hairColor',
+                'resolution': 16,
+                'dataset': os.path.abspath('some/images'),
+            },
+        )
+        rest = {'seed': 7, 'image_snapshot_ticks': 2, 'network_snapshot_ticks': 2, 'keep_snapshots': 5,
+                'strategy': 'mirrored'}
+        self.assertEqual({key: kwargs[key] for key in rest}, rest)
+
+    def test_metrics(self):
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            self.assertEqual(find_metrics(','.join(OFFICIAL_METRICS)), [])
+            self.assertEqual(find_metrics('none'), [])
+        self.assertEqual(len(stderr.getvalue().splitlines()), 1)
+        self.assertIn('fid50k', stderr.getvalue())
+        with self.assertRaisesRegex(UserError, "Received: fid50m; did you mean 'fid50k'"):
+            find_metrics('fid50k,fid50m')
+
+
+class MistakeTest(util.RunTest, parameterized.TestCase):
+    """Each mistake: one line, and no run directory."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.images = {name: cls.save_images(name) for name in ('mixed', 'unreadable', 'labels')}
+        PIL.Image.new('RGB', (16, 16)).save(os.path.join(cls.images['mixed'], 'z.png'))
+        pathlib.Path(cls.images['unreadable'], 'z.png').write_bytes(b'no picture')
+        pathlib.Path(cls.images['labels'], 'dataset.json').write_text('{"labels": [["0.png", 0]]}')
+        cls.tfrecords = os.path.join(cls.root, 'tfrecords')
+        os.makedirs(cls.tfrecords)
+        path = os.path.join(cls.tfrecords, 'set-r03.tfrecords')
+        with tf.io.TFRecordWriter(path) as writer:
+            for _ in range(4):
+                writer.write(tf.train.Example(features=tf.train.Features(feature={
+                    'shape': tf.train.Feature(int64_list=tf.train.Int64List(value=[3, 8, 8])),
+                    'data': tf.train.Feature(bytes_list=tf.train.BytesList(value=[bytes(192)])),
+                })).SerializeToString())
+        os.truncate(path, os.path.getsize(path) - 50)
+
+    @classmethod
+    def save_images(cls, name):
+        folder = os.path.join(cls.root, name)
+        os.makedirs(folder)
+        for i in range(4):
+            PIL.Image.new('RGB', (8, 8)).save(os.path.join(folder, f'{i}.png'))
+        return folder
+
+    @parameterized.parameters(
+        ('--dataset={root}/nothing', 'there is no data set at {root}/nothing'),
+        ('--data-dir={root} --dataset=nothing', 'there is no data set at {root}/nothing'),
+        ('--resolution=64', 'resolution 64 cannot be made from .*32x32'),
+        ('--resolution=33', 'resolution 33 cannot be made from .*32x32'),
+        ('--config=config-z', "--config: expected one of .*config-f.* Received: 'config-z'"),
+        ('--dataset={root}/mixed', '{root}/mixed/z.png has 16x16 pixels, but .* has 8x8'),
+        ('--dataset={root}/unreadable', '{root}/unreadable/z.png cannot be read as an image'),
+        ('--dataset={root}/tfrecords', r'set-r03.tfrecords: record 3 \(counted from 0\) is cut off'),
+        ('--dataset={root}/labels --cond', 'dataset.json has no label for 3 of 4 images'),
+        (
+            '--dataset={root}/mixed/0.png',
+            'expected a folder of .tfrecords files, a folder of images or an .npz file',
+        ),
+        ('--cond --label-attr=eyeColour', "has no attribute 'eyeColour'; it has .*eyesColor"),
+        (
+            '--minibatch-size=10 --minibatch-gpu=4',
+            'minibatch_size 10 .* must be a multiple of minibatch_gpu 4',
+        ),
+        ('--num-gpus=2 --strategy=none', '--strategy=none is for one device'),
+        ('--metrics=fid49k', '--metrics: expected none or some of .*fid50k.* Received: fid49k'),
+        ('--resume', '--resume: no run directory with a checkpoint in {results}'),
+        ('--resume={root}/nothing', '--resume: expected a run directory or a network-snapshot'),
+        ('--resume={root}/nothing.pkl', '--resume: {root}/nothing.pkl does not exist'),
+        ('--resume={root}/mixed', '--resume: {root}/mixed holds no checkpoint'),
+        ('--resume-kimg=5', '--resume-kimg goes with --resume=network-snapshot'),
+    )
+    def test_one_line(self, line, pattern):
+        results = os.path.join(self.root, 'results')
+        names = {'root': self.root, 'results': results}
+        args = [*shlex.split(line.format(**names)), f'--result-dir={results}']
+        with self.assertRaisesRegex(UserError, pattern.format(**names)) as caught:
+            train.run(train.make_parser().parse_args(args))
+        self.assertNotIn('\n', str(caught.exception))
+        self.assertFalse(os.path.exists(results))
+
+    def test_snapshot_that_does_not_fit(self):
+        """Also that is said before there is a run directory."""
+        results = os.path.join(self.root, 'results')
+        snapshot = os.path.join(self.root, 'network-snapshot-000001.pkl')
+        pathlib.Path(snapshot).write_bytes(b'no pickle')
+        with self.assertRaises(UserError):
+            train.run(train.make_parser().parse_args([f'--resume={snapshot}', f'--result-dir={results}']))
+        self.assertFalse(os.path.exists(results))
+
+    def test_status_of_the_script(self):
+        done = util.run_script(f'--dataset={self.images["mixed"]}', f'--result-dir={self.root}/results')
+        self.assertEqual((done.returncode, done.stdout), (2, ''))
+        self.assertRegex(done.stderr, r'^train\.py: error: [^\n]*z\.png has 16x16 pixels[^\n]*\n$')
+
+
+class RunTest(util.RunTest):
+
+    def test_two_replicas_stop_and_resume(self):
+        """An official command line on two logical CPUs: stopped by SIGTERM, resumed, settings changed."""
+        results = os.path.join(self.root, 'results')
+        command = [
+            sys.executable,
+            str(testutil.ROOT / 'train.py'),
+            *util.SMALL_FLAGS,
+            '--minibatch-gpu=4',
+            *shlex.split(
+                '--num-gpus 2 --mirror-augment true --gamma 1 --metrics fid50k --total-kimg 500 --cond'
+            ),
+            '--result-dir',
+            results,
+        ]
+        process = subprocess.Popen(
+            command,
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '2'},
+        )
+        run_dir = os.path.join(results, '00000-stylegan2-pixelart32-2gpu-demo')
+        while process.poll() is None and not has_checkpoint(run_dir):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM, stderr)
+        self.assertIn(f'To go on: python train.py --resume={run_dir}', stdout)
+        self.assertRegex(stderr, '^Warning: --metrics: not available in this version and left out: fid50k\n\n'
+                                 'SIGTERM: stopping as soon as the state is saved\n$')
+        self.assertIn('class #8d5524: 534 images', stdout)
+        self.assertLen([line for line in stdout.splitlines() if util.TICK_LINE.fullmatch(line)], 1)
+
+        for flags, text in (
+            (
+                '--gamma=2 --seed=5',
+                'D_loss_args.gamma is 1.0 in the run, 2.0 on the command line; seed is 1000 in the '
+                'run, 5 on the command line',
+            ),
+            ('--num-gpus=1', 'num_gpus is 2 in the run, 1 on the command line'),
+            ('--config=config-f', "config is 'demo' in the run, 'config-f' on the command line"),
+            ('--no-cond', "dataset_args.max_label_size is 'full' in the run, 0 on the command line"),
+        ):
+            with self.assertRaisesRegex(UserError, text) as caught:
+                train.run(train.make_parser().parse_args([f'--resume={run_dir}', *flags.split()]))
+            self.assertNotIn('\n', str(caught.exception))
+
+        progress = json.loads(tf.train.load_checkpoint(os.path.join(run_dir, 'checkpoints')).get_tensor(
+            'progress/.ATTRIBUTES/VARIABLE_VALUE'))
+        kimg = (progress['nimg'] + 64) / 1000
+        done = util.run_script(
+            '--resume',
+            f'--total-kimg={kimg}',
+            f'--result-dir={results}',
+            '--num-gpus=2',
+            '--seed=1000',
+            '--metrics=none',
+            '--config=demo',
+            '--cond',
+            cwd=self.root,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ''))
+        self.assertEqual(os.listdir(results), [os.path.basename(run_dir)])
+        self.assertTrue(os.path.exists(os.path.join(run_dir, '_finished.txt')))
+        self.assertIn(f'Resuming at {progress["nimg"] / 1000:.1f} of {kimg} kimg', done.stdout)
+
+    def test_folder_of_images_by_relative_path(self):
+        """Classes from subfolders; the run goes on from another directory."""
+        rnd = np.random.RandomState(0)
+        for i in range(16):
+            folder = os.path.join(self.root, 'images', 'ab'[i % 2])
+            os.makedirs(folder, exist_ok=True)
+            PIL.Image.fromarray(rnd.randint(0, 256, [8, 8, 3]).astype(np.uint8)).save(
+                os.path.join(folder, f'{i}.png')
+            )
+        done = util.run_script(
+            *util.SMALL_FLAGS, '--dataset=images', '--cond', '--result-dir=out', cwd=self.root
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ''))
+        ticks = [
+            util.TICK_LINE.fullmatch(line) for line in done.stdout.splitlines() if line.startswith('tick')
+        ]
+        self.assertEqual([tick[2] for tick in ticks], ['0.0', '0.1'])
+        self.assertIn('class a: 8 images', done.stdout)
+        run_dir = os.path.join(self.root, 'out', '00000-stylegan2-images-1gpu-demo')
+        kwargs = dry_run(f'--resume={run_dir}', '--total-kimg=1')
+        self.assertEqual(kwargs['dataset_args']['dataset'], os.path.join(self.root, 'images'))
+        self.assertEqual((kwargs['total_kimg'], kwargs['resume_run_dir']), (1, run_dir))
+
+
+if __name__ == '__main__':
+    tf.test.main()
