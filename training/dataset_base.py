@@ -73,6 +73,12 @@ def check_resolution(resolution: int | None, available: int, what: str) -> int:
                     f'expected a power of two between 4 and {available}.')
 
 
+def _philox(seed: int, stream: int) -> np.random.Philox:
+    """The bit generator of a seed and a stream, each taken modulo 2^64."""
+    # An explicit type: NumPy turns a list with a number from 2^63 up into floats, which merges neighbours.
+    return np.random.Philox(key=np.array([seed % 2**64, stream % 2**64], np.uint64))
+
+
 class Dataset:
     """Base class: uint8 images at one resolution with optional labels, read at random.
 
@@ -196,7 +202,7 @@ class Dataset:
         key = (seed, epoch)
         order = self._orders.get(key)
         if order is None:
-            raw = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(self.num_images)
+            raw = _philox(seed, epoch).random_raw(self.num_images)
             order = np.argsort(raw, kind='stable')
             if len(self._orders) >= 2:      # A minibatch may lie across the border of two epochs.
                 self._orders = {k: v for k, v in self._orders.items() if k == (seed, epoch - 1)}
@@ -233,7 +239,7 @@ class Dataset:
         probability 1/2, a function of seed and position alone."""
         seed = self.seed if seed is None else seed
         first, last = position // _MIRROR_BLOCK, (position + n) // _MIRROR_BLOCK
-        raw = [np.random.Philox(key=[seed % 2**64, _MIRROR_STREAM + block]).random_raw(_MIRROR_BLOCK)
+        raw = [_philox(seed, _MIRROR_STREAM + block).random_raw(_MIRROR_BLOCK)
                for block in range(first, last + 1)]
         skip = position - first * _MIRROR_BLOCK
         return (np.concatenate(raw)[skip:skip + n] >> np.uint64(63)).astype(bool)
