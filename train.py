@@ -5,6 +5,7 @@ Flags → configuration (training/configs.py) → run directory (dnnlib.submit_r
 
 import json
 import os
+import shlex
 from typing import Any
 
 from dnnlib import flags
@@ -33,10 +34,10 @@ def make_parser() -> flags.Parser:
     """The command line. Defaults stand in the help texts: a flag that was not given is None."""
     parser = flags.Parser('Trains a generative adversarial network.', examples=EXAMPLES)
     add = parser.add_flag
-    add('result-dir', help='where run directories go (default: results)')
-    add('data-dir', help='directory that holds data sets')
-    add('dataset', help='data set: directory of TFRecords or images, or .npz '
-                        '(default: the embedded pixelart32)')
+    add('result-dir', flags.path, help='where run directories go (default: results)')
+    add('data-dir', flags.path, help='directory that holds data sets')
+    add('dataset', flags.path, 'data set: directory of TFRecords or images, or .npz '
+                               '(default: the embedded pixelart32)')
     add('config', help='configuration (default: config-f): ' + ', '.join(CONFIGS))
     add('num-gpus', flags.integer(1, 8), 'number of GPUs, or of logical CPUs without a GPU (default: 1)')
     add('total-kimg', flags.number(0), 'length of the training in thousands of images (default: by config)')
@@ -116,7 +117,7 @@ def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     config = args.config or 'config-f'
     kwargs = merge(find_config(config), flag_changes(args))
     num_gpus = kwargs['num_gpus']
-    if args.resume:
+    if args.resume is not None:
         kwargs.update(resume_pkl=_absolute(args.resume), resume_kimg=args.resume_kimg)
     dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or EMBEDDED_NAME
     name = os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
@@ -164,22 +165,24 @@ def find_run(what: str, result_dir: str) -> str | None:
     if what == 'latest':
         from training.checkpoint import find_latest_run
         return find_latest_run(result_dir)
+    if not what.strip():
+        raise UserError('--resume: expected a run directory or a network-snapshot-*.pkl, received nothing')
     path = _absolute(what)
     if path.endswith('.pkl'):
-        if '://' not in path and not os.path.isfile(path):
+        if not is_remote_path(path) and not os.path.isfile(path):
             raise UserError(f'--resume: {path} does not exist')
         return None
-    if '://' not in path and not os.path.isdir(path):
+    if not is_remote_path(path) and not os.path.isdir(path):
         raise UserError(f'--resume: expected a run directory or a network-snapshot-*.pkl. Received: {what!r}')
     return path
 
 
 def run(args: Any) -> int:
     """Resolves the configuration and trains; the exit status."""
-    if not args.dry_run or args.resume:
+    if not args.dry_run or args.resume is not None:
         load_tensorflow()
-    run_dir = find_run(args.resume, args.result_dir or 'results') if args.resume else None
-    if args.resume_kimg is not None and (not args.resume or run_dir is not None):
+    run_dir = find_run(args.resume, args.result_dir or 'results') if args.resume is not None else None
+    if args.resume_kimg is not None and (args.resume is None or run_dir is not None):
         raise UserError('--resume-kimg goes with --resume=network-snapshot-*.pkl; a run directory knows its '
                         'progress')
     submit_config, kwargs = new_run(args) if run_dir is None else resumed_run(run_dir, args)
@@ -192,7 +195,7 @@ def run(args: Any) -> int:
     check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')})
     progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
     if progress.stop_reason is not None:
-        print(f'To go on: python train.py --resume={progress.run_dir}')
+        print(f'To go on: python train.py --resume={shlex.quote(progress.run_dir)}')
     return 128 + progress.stop_signal if progress.stop_signal else 0
 
 

@@ -75,6 +75,7 @@ def upfirdn_2d(
     k = np.asarray(k)
     if x.shape.rank != 4 or k.ndim != 2:
         raise UserError(f'upfirdn_2d expects x of rank 4 and k of rank 2. Received: {x.shape} and {k.shape}')
+    _check_static(x)
     if min(upx, upy, downx, downy) < 1:
         raise UserError('upfirdn_2d expects factors of at least 1. '
                         f'Received: up {upx}x{upy}, down {downx}x{downy}')
@@ -166,6 +167,7 @@ def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: 
     """
     check_impl(impl)
     x = _to_nhwc(tf.convert_to_tensor(x), data_format)
+    _check_static(x)
     w, taps = _square_kernel(w, x.dtype)
     if taps == 1:  # Works pixel by pixel, so it may come first, where there are fewer pixels.
         x = upsample_2d(tf.nn.conv2d(x, w, strides=1, padding='VALID'), k, factor, gain, 'NHWC', impl)
@@ -190,6 +192,7 @@ def conv_downsample_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain
     """
     check_impl(impl)
     x = _to_nhwc(tf.convert_to_tensor(x), data_format)
+    _check_static(x)
     w, taps = _square_kernel(w, x.dtype)
     if taps == 1:  # Works pixel by pixel, so it may come last, where there are fewer pixels.
         x = downsample_2d(x, k, factor, gain, 'NHWC', impl)
@@ -198,6 +201,12 @@ def conv_downsample_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain
     p = (k.shape[0] - factor) + (taps - 1)
     x = _resample(x, k, 'NHWC', impl, pad0=(p + 1) // 2, pad1=p // 2)
     return _from_nhwc(tf.nn.conv2d(x, w, strides=factor, padding='VALID'), data_format)
+
+
+def _check_static(x: tf.Tensor) -> None:
+    if None in x.shape[1:]:
+        raise UserError('Resampling needs images of known height, width and channels; only the batch size '
+                        f'may be left open. Received: {x.shape}')
 
 
 def _square_kernel(w: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, int]:

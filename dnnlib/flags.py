@@ -89,6 +89,16 @@ nonneg_int = integer(minimum=0)
 nonneg_float = number(minimum=0)
 
 
+def path(text: str) -> str:
+    """Any text but an empty one, which mostly is a shell variable that was not set."""
+    if not text.strip():
+        raise UserError('expected a path, received an empty text')
+    return text
+
+
+path.metavar = 'PATH'
+
+
 def choice(names: Iterable[str]) -> Callable[[str], str]:
     """A converter for one of several names."""
     names = [str(name) for name in names]

@@ -33,9 +33,9 @@ class Logger:
         self.should_flush = should_flush
         self._lock = threading.RLock()
         self._file = None
-        if file_name is not None and '://' in os.fspath(file_name):
-            import tensorflow as tf  # Slow: only for other file systems.
-            self._file = tf.io.gfile.GFile(os.fspath(file_name), file_mode)
+        from . import util  # Not at the top: util imports this module.
+        if file_name is not None and util.is_remote_path(file_name):
+            self._file = util.gfile().GFile(os.fspath(file_name), file_mode)
         elif file_name is not None:
             self._file = open(file_name, file_mode, encoding='utf-8', errors='backslashreplace')
         self.stdout, self.stderr = sys.stdout, sys.stderr  # The streams to restore.

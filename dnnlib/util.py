@@ -256,8 +256,7 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
 
     Args:
         obj_name: Fully qualified name such as 'training.networks_stylegan2.G_main'. Importing runs the
-        module's
-            code: never pass a name that comes out of a file of unknown origin.
+            module's code: never pass a name that comes out of a file of unknown origin.
 
     Errors: UserError that names close matches when there is no such module or attribute. An error raised
     inside a module while it is imported passes through unchanged.

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 import dnnlib
 from dnnlib import RunContext, SubmitConfig, submit_run
-from dnnlib.submission import load_submit_config, submit
+from dnnlib.submission import load_submit_config, run_number, submit
 from tests import testutil
 
 
@@ -141,7 +141,12 @@ class SubmitRunTest(SubmissionTestCase):
         self.assertEqual((config.run_dir, config.run_func_kwargs.pair), (moved, (1, 2)))
         with self.assertRaisesRegex(dnnlib.UserError, 'not a run directory'):
             load_submit_config(self.root)
-        for content in (b'', b'junk', pickle.dumps([1]), pickle.dumps(os.system), pickle.dumps({1: 2})[:-3]):
+        damaged = (
+            b'', b'junk', pickle.dumps([1]), pickle.dumps(os.system), pickle.dumps({1: 2})[:-3],
+            b'\x80\x04}(]K\x01u.',  # A dict with a list for a key: TypeError.
+            b'\x80\x04\x8e' + b'\xff' * 8 + b'.',  # Bytes of a length beyond any: OverflowError.
+        )
+        for content in damaged:
             with open(os.path.join(moved, 'submit_config.pkl'), 'wb') as file:
                 file.write(content)
             with self.assertRaisesRegex(dnnlib.UserError, 'submit_config.pkl'):
@@ -154,6 +159,13 @@ class SubmitRunTest(SubmissionTestCase):
         descs = ('a', 'a', '', None, 'x y/../z')
         names = [self.submit('run_returning', desc=desc)[0].run_name for desc in descs]
         self.assertEqual(names, ['00008-a', '00009-a', '00010', '00011', '00012-x-y-..-z'])
+
+    def test_run_number(self):
+        for name, number in [
+            ('00012-desc', 12), ('00000', 0), ('1234567-a', 1234567), ('0012-a', None),
+            ('20240131-date', None), ('00012x', None), ('notes', None), ('', None),
+        ]:
+            self.assertEqual(run_number(name), number, name)
 
     def test_root_is_made(self):
         root = os.path.join(self.root, 'a', 'b')

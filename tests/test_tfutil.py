@@ -126,6 +126,14 @@ class EvaluationTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, 'init_tf'):
             tfutil.create_session()
 
+    def test_star_import_brings_the_helpers_only(self):
+        names = {}
+        exec('from dnnlib.tflib.tfutil import *', names)
+        self.assertEqual(set(names) - {'__builtins__'}, set(tfutil.__all__))
+        defined = {name for name, value in vars(tfutil).items()
+                   if getattr(value, '__module__', None) == tfutil.__name__ and not name.startswith('_')}
+        self.assertEqual(defined | {'TfExpression'}, set(tfutil.__all__))
+
     def test_set_vars(self):
         a, b, c = tf.Variable([1.0, 2.0]), keras.Variable(np.zeros([2, 2])), tf.Variable(0.0)
         tfutil.set_vars({a.ref(): np.array([3.0, 4.0])})

@@ -25,9 +25,13 @@ from training.trainer import Trainer
 SMALL = dict(
     G_args=dict(fmap_base=32, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8, mapping_layers=2),
     D_args=dict(fmap_base=32, fmap_max=8),
-    sched_args=dict(minibatch_size_base=8, minibatch_gpu_base=4, tick_kimg_base=0.06),
+    D_loss_args=dict(gamma=0.1),
+    sched_args=dict(G_lrate_base=0.003, D_lrate_base=0.003, minibatch_size_base=8, minibatch_gpu_base=4,
+                    tick_kimg_base=0.06, tick_kimg_dict={}),
+    G_smoothing_kimg=0.1,
     dataset_args=dict(resolution=8, max_label_size='full'),
     grid_args=dict(size='4x2'),
+    mirror_augment=True,
     total_kimg=0.2,
     image_snapshot_ticks=1,
     network_snapshot_ticks=1,
@@ -58,7 +62,7 @@ class RunTest(tf.test.TestCase):
 
 def small_kwargs(**changes: Any) -> dict[str, Any]:
     """Arguments of the training loop for a run of seconds, with changes laid over them."""
-    return merge(merge(find_config('demo'), SMALL), changes)
+    return merge(merge(find_config('config-f'), SMALL), changes)
 
 
 def train(result_dir: str, **changes: Any):

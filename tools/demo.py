@@ -12,6 +12,10 @@ import shlex
 import subprocess
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # Runs without an installation too.
+
+from dnnlib.submission import run_number
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -19,7 +23,7 @@ def run_directories(result_dir: pathlib.Path) -> set[pathlib.Path]:
     """Numbered run directories (00000-…) of `result_dir`, which need not exist yet."""
     if not result_dir.is_dir():
         return set()
-    return {path for path in result_dir.iterdir() if path.is_dir() and path.name.partition('-')[0].isdigit()}
+    return {path for path in result_dir.iterdir() if path.is_dir() and run_number(path.name) is not None}
 
 
 def run_script(result_dir: pathlib.Path, *command: str) -> pathlib.Path:
@@ -42,7 +46,7 @@ def run_script(result_dir: pathlib.Path, *command: str) -> pathlib.Path:
     if not new:
         print(f'demo: {command[0]} made no run directory in {result_dir}', file=sys.stderr)
         raise SystemExit(1)
-    return max(new, key=lambda path: int(path.name.partition('-')[0]))
+    return max(new, key=lambda path: run_number(path.name))
 
 
 def shown(path: pathlib.Path) -> str:

@@ -38,6 +38,8 @@ def _resolve(func, name: str, static_kwargs: dict) -> NetworkLayer:
     """Builds a component from a class, a name in this module or a dotted name."""
     if isinstance(func, str):
         func = get_obj_by_name(func if '.' in func else f'{__name__}.{func}')
+    if not (isinstance(func, type) and issubclass(func, NetworkLayer)):
+        raise UserError(f'{name} must be made by a network class. Received: {func!r}')
     return func(name=name, **static_kwargs)
 
 

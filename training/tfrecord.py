@@ -1,5 +1,4 @@
-"""Random access to TFRecord files of images: framing, masked CRC-32C, and an index that costs no pass over
-the file.
+"""Random access to TFRecord files of images: framing, masked CRC-32C, and an index without a pass over them.
 
 A record is `uint64 length, uint32 masked crc of the length, data, uint32 masked crc of the data`,
 little-endian. Files written by the official data set tools are uncompressed and hold records of one length,
@@ -135,8 +134,7 @@ class RecordFile:
     Args:
         path: File.
         verify: Check of the data checksums: 'first' (when a record is read for the first time), True
-        (always),
-            False (never).
+            (always) or False (never).
 
     Errors:
         UserError: The file is empty, cut off, corrupt or not a TFRecord file; says which record.

@@ -87,6 +87,11 @@ class Phase:
     interval: int                   # Run every so many minibatches.
     needs_reals: bool
 
+    @property
+    def role(self) -> str:
+        """'G' or 'D'. Phases of one network never overlap and share what they accumulate gradients in."""
+        return self.name[0]
+
     def total(self, ctx: StepContext, minibatch_size: int, reals: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """What this phase minimizes, a scalar."""
         loss, reg = self.parts(ctx, minibatch_size, reals, labels)
@@ -185,7 +190,7 @@ class Trainer:
         reports = []
         for phase in self.phases:
             if step % phase.interval == 0:
-                lrate = lrates[phase.name[0]]
+                lrate = lrates[phase.role]
                 reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrate)
             if phase.name == 'D':
                 # After the step of D, whose fakes have moved the average of w that is copied here.
@@ -266,7 +271,7 @@ class Trainer:
                     _lrate) -> dict:
         gradients, updates, reports = self._gradients(
             phase, minibatch_gpu, seed, index, rounds, images, labels)
-        accumulators = self._accumulators[phase.name]
+        accumulators = self._accumulators[phase.role]
         self._updated[phase.name] = [variable for variable, _ in updates]
         values = [*gradients, *[value for _, value in updates]]
         sums = [*accumulators[:len(gradients)],
@@ -277,7 +282,7 @@ class Trainer:
         return reports
 
     def _apply(self, phase: Phase, lrate) -> dict:
-        accumulators = self._accumulators[phase.name]
+        accumulators = self._accumulators[phase.role]
         count = len(phase.optimizer.variables)
         finite = phase.optimizer.apply([local_read(variable) for variable in accumulators[:count]], lrate)
         updated = self._updated[phase.name]
@@ -307,9 +312,9 @@ class Trainer:
         return next(index for index, other in enumerate(self._state_variables()) if other is variable)
 
     def _make_accumulators(self, phase: Phase) -> None:
-        if phase.name not in self._accumulators:
+        if phase.role not in self._accumulators:
             with self.strategy.scope():
-                self._accumulators[phase.name] = [
+                self._accumulators[phase.role] = [
                     tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
                     for variable in [*phase.optimizer.variables, *self._state_variables()]]
 
@@ -326,11 +331,6 @@ class Trainer:
             self._functions['average'] = tf.function(
                 lambda beta: self.strategy.run(average, args=(beta,)), autograph=False)
         self._functions['average'](tf.constant(beta, tf.float32))
-
-    def reset_optimizers(self) -> None:
-        """Forgets the moments of Adam, as at the start of a new resolution."""
-        for optimizer in self.optimizers.values():
-            optimizer.reset()
 
     def skipped_in_a_row(self) -> dict[str, int]:
         """Number of updates left out since the last good one, because gradients were not finite."""

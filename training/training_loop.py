@@ -1,6 +1,7 @@
 """The training loop: schedule, steps, ticks, snapshots, checkpoints."""
 
 import resource
+import sys
 from typing import Any
 
 import keras
@@ -175,6 +176,7 @@ def training_loop(
             maintenance_time = ctx.get_last_update_interval() - tick_time
         if done:
             print(f'\nWrote {snapshots.save_as("network-final.pkl")}')
+            ctx.stop_reason = ctx.stop_signal = None  # Asked to stop in the last tick, it finished instead.
         else:
             save_state()
             snapshots.save(progress.nimg)
@@ -189,8 +191,8 @@ def training_loop(
 
 def check_arguments(
     data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
-    resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto',
-    **_others: Any,
+    D_args: dict | None = None, resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1,
+    strategy: str = 'auto', **_others: Any,
 ) -> None:
     """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
 
@@ -202,7 +204,11 @@ def check_arguments(
     training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
-        training_schedule(0, resolution_log2=resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
+        sched = training_schedule(0, resolution_log2=resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
+        group, pieces = (D_args or {}).get('mbstd_group_size', 4), sched.minibatch_gpu
+        if resume_pkl is None and group > 1 and pieces % min(group, pieces):
+            raise UserError(f'--minibatch-gpu must be at most, or divisible by, the group size {group} of '
+                            f'the minibatch standard deviation. Received: {pieces}')
         if resume_pkl is not None:
             _check_networks(load_networks(resume_pkl), training_set, resume_pkl)
     finally:
@@ -271,7 +277,8 @@ def _print_tick(progress: EasyDict, sched: EasyDict, trainer: Trainer, tick_kimg
               report('Timing/sec_per_kimg', tick_time / tick_kimg),
               report('Timing/maintenance_sec', maintenance_time),
               report('Resources/peak_gpu_mem_gb', gpu_memory)), flush=True)
-    report('Resources/peak_cpu_mem_gb', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # In KiB, on macOS in bytes.
+    report('Resources/peak_cpu_mem_gb', peak / 2 ** (30 if sys.platform == 'darwin' else 20))
     report('Timing/total_hours', total_time / 3600)
     report('Timing/total_days', total_time / 86400)
     for role, lrate in (('G', sched.G_lrate), ('D', sched.D_lrate)):

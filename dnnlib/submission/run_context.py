@@ -27,6 +27,7 @@ class RunContext:
     Args:
         submit_config: SubmitConfig of the run; its `run_dir` may be None (nothing is looked for then).
         max_epoch: Number of epochs to do, if known.
+        take_signals: Whether to take over Ctrl-C and SIGTERM at once; False: at the first `should_stop()`.
 
     Errors: RuntimeError when another run is going on.
     """

@@ -23,6 +23,9 @@ from ..util import EasyDict, UserError
 from .run_context import RunContext
 
 _RUN_NAME = re.compile(r'(\d{5,7})(-|$)')  # Not eight digits: those are dates.
+# What a damaged pickle raises, depending on which of its bytes are wrong.
+_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError,
+           OverflowError, MemoryError)
 _PACKAGES = ('tensorflow', 'tensorflow-cpu', 'keras', 'numpy')
 
 
@@ -78,21 +81,28 @@ def make_run_dir_path(*paths: str) -> str:
     return os.path.join(context.run_dir, *paths)
 
 
+def run_number(name: str) -> int | None:
+    """The number of a run directory, from its name ('00012-desc' → 12); None for a name of another form."""
+    match = _RUN_NAME.match(name)
+    return int(match[1]) if match else None
+
+
 def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run_func_kwargs: Any) -> Any:
     """Calls a function, with the SubmitConfig of the run first, in a run directory, and returns its result.
 
     Makes the directory `NNNNN-<run_desc>` with the next free number and records in it:
-        submit_config.txt/.json/.pkl   The configuration, as plain Python values. run.txt
-        Function, arguments, machine, command line and versions; one part per start. log.txt
-        What the function prints, and the traceback when it raises. _finished.txt                  Only when
-        the function returned without having been asked to stop.
+        submit_config.txt/.json/.pkl: The configuration as plain values.
+        run.txt: Function, arguments, machine, command line and versions; one part per start.
+        log.txt: What the function prints, and the traceback when it raises.
+        _finished.txt: Only when the function returned without having been asked to stop.
 
     With `submit_config.resume`, goes on in `submit_config.run_dir`: log.txt and run.txt are continued,
     abort.txt and _finished.txt of the earlier start are removed.
 
     Args:
-        submit_config: Where to run; not changed, the function receives a completed copy. run_func_name: Full
-        name of the function, such as 'training.training_loop.training_loop', or a top-level function.
+        submit_config: Where to run; not changed, the function receives a completed copy.
+        run_func_name: Full name of the function, such as 'training.training_loop.training_loop', or a
+            top-level function.
         **run_func_kwargs: Its keyword arguments.
 
     Errors: UserError for an unknown function or a directory to resume that is none; whatever the function
@@ -147,7 +157,7 @@ def load_submit_config(run_dir: str) -> SubmitConfig:
             values = _PlainUnpickler(file).load()
     except FileNotFoundError:
         raise UserError(f'{run_dir}: not a run directory, it has no submit_config.pkl') from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except _DAMAGE as error:
         raise UserError(f'{path}: cannot be read ({error}); start a new run') from None
     if not isinstance(values, dict):
         raise UserError(f'{path}: expected a dict, received {type(values).__name__}; start a new run')
@@ -229,8 +239,8 @@ def _create_run_dir(config: SubmitConfig) -> None:
 def _numbers(root: str) -> list[int]:
     """The numbers of the run directories in `root`."""
     names = util.gfile().listdir(root) if util.is_remote_path(root) else os.listdir(root)
-    matches = (_RUN_NAME.match(name.rstrip('/')) for name in names)
-    return [int(match[1]) for match in matches if match]
+    numbers = (run_number(name.rstrip('/')) for name in names)
+    return [number for number in numbers if number is not None]
 
 
 def _reopen_run_dir(config: SubmitConfig) -> None:
@@ -249,8 +259,7 @@ def _reopen_run_dir(config: SubmitConfig) -> None:
         elif not remote and os.path.lexists(stale):
             os.remove(stale)
     name = os.path.basename(path)
-    match = _RUN_NAME.match(name)
-    config.update(run_id=int(match[1]) if match else None, run_name=name, run_dir=path)
+    config.update(run_id=run_number(name), run_name=name, run_dir=path)
 
 
 def _write_records(config: SubmitConfig) -> None:

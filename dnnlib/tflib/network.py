@@ -1,7 +1,8 @@
 """`Network`: the official face of a network. NumPy in and out, NCHW, official names; Keras layers inside."""
 
+import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import keras
@@ -19,6 +20,8 @@ _MODULES = {
     3: ['training.networks_stylegan'],
     4: ['training.networks_stylegan2', 'training.networks_stylegan'],
 }
+
+MAX_FUNCTIONS = 64      # Traced functions that a network keeps; each set of arguments of `run` makes one.
 
 
 class Network:
@@ -42,6 +45,9 @@ class Network:
             if build is None:
                 raise UserError('Network expects func_name, for example '
                                 "'training.networks_stylegan2.G_main'. Received: None")
+            from training.layers import NetworkLayer
+            if not (isinstance(build, type) and issubclass(build, NetworkLayer)):
+                raise UserError(f'Network expects the name or class of a network. Received: {func_name!r}')
             layer = build(name=_layer_name(name or build.__name__), **static_kwargs)
         self.layer = layer
         self.name = name or layer.name
@@ -80,7 +86,7 @@ class Network:
 
     def get_var(self, name: str) -> np.ndarray:
         """Value of a variable."""
-        return np.array(self.find_var(name))
+        return self.find_var(name).numpy().copy()
 
     def set_var(self, name: str, value: Any) -> None:
         """Gives a variable a new value of the same shape."""
@@ -160,22 +166,26 @@ class Network:
         for index, (name, shape) in enumerate(zip(self.input_names, self.input_shapes, strict=True)):
             array = in_arrays[index] if index < len(in_arrays) else None
             array = np.zeros([num_items, *shape[1:]], dtype) if array is None else np.asarray(array)
-            array = array.astype(dtype) if array.dtype == np.float64 else array
-            if len(array) != num_items or array.ndim != len(shape):
-                raise UserError(f'network {self.name}: {name} should have shape {_batch_shape(shape)} '
-                                f'with {num_items} items. Received: {array.shape}')
+            expected = [num_items, *shape[1:]]
+            fits = array.ndim == len(shape) and all(
+                size in (None, given) for size, given in zip(expected, array.shape, strict=True))
+            if not fits or array.dtype.kind not in 'biuf':
+                raise UserError(f'network {self.name}: {name} should be numbers of shape '
+                                f'{_batch_shape(expected)}. Received: {array.dtype} {array.shape}')
+            array = array.astype(dtype, copy=False)
             arrays.append(array)
         return arrays
 
     def _function(self, input_transform, output_transform, dynamic_kwargs) -> Callable:
         """The traced function for these arguments; the same arguments give the same one."""
-        options = sorted(dynamic_kwargs.items(), key=lambda item: item[0])
-        key = repr((input_transform, output_transform, options))
+        key = _freeze((input_transform, output_transform, dynamic_kwargs))
         if key not in self._functions:
             def evaluate(*inputs):
                 inputs = _apply_transform(input_transform, inputs)
                 outputs = self.get_output_for(*inputs, **dynamic_kwargs)
                 return _apply_transform(output_transform, tf.nest.flatten(outputs))
+            if len(self._functions) >= MAX_FUNCTIONS:
+                self._functions.pop(next(iter(self._functions)))
             self._functions[key] = tf.function(evaluate, autograph=False)
         return self._functions[key]
 
@@ -233,7 +243,7 @@ class Network:
         """What an official pickle holds of this network."""
         variables = []
         for name, var in self.own_vars.items():
-            value = np.asarray(var).astype(np.float32)
+            value = var.numpy().astype(np.float32)
             variables.append((name, np.float32(value) if value.ndim == 0 else value))
         return NetworkState(name=self.name, build_func_name=type(self.layer).__name__,
                             static_kwargs=dict(self.static_kwargs), variables=variables,
@@ -243,8 +253,16 @@ class Network:
     def from_state(cls, state: NetworkState) -> 'Network':
         """The network of an official pickle; UserError that lists what does not match."""
         check_supported(state)
+        _check_function_names(state)
         network_class = find_network_class(state.build_func_name, state.version)
-        network = cls(state.name, network_class, **state.static_kwargs)
+        try:
+            layer = network_class(**{**state.static_kwargs, 'name': _layer_name(state.name)})
+        except UserError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f'network {state.name!r:.60}: its arguments do not fit {state.build_func_name} '
+                            f'({str(error).splitlines()[0]})') from error
+        network = cls(state.name, layer=layer)
         network.load_state(state)
         return network
 
@@ -260,15 +278,43 @@ class Network:
 
 
 def find_network_class(build_func_name: str, version: int = 4) -> type:
-    """The network class that a pickle of that state version calls by its function name."""
-    modules = _MODULES.get(version, [])
-    for module in modules:
-        try:
-            return get_obj_by_name(f'{module}.{build_func_name}')
-        except UserError:
-            continue
-    raise UserError(f'network function {build_func_name!r} of state version {version} is unknown; '
-                    f'looked for it in {", ".join(modules) or "no module"}')
+    """The network class that a pickle of that state version calls by its function name.
+
+    The name comes from a file: nothing but a network class of the module of that generation is ever returned.
+    """
+    from training.layers import NetworkLayer
+    for module in _MODULES.get(version, []):
+        if importlib.util.find_spec(module) is not None:
+            found = vars(importlib.import_module(module)).get(build_func_name)
+            if isinstance(found, type) and issubclass(found, NetworkLayer) and found.__module__ == module:
+                return found
+    raise UserError(f'network function {build_func_name!r:.60} of state version {version} is unknown; here '
+                    'are those of StyleGAN2 (state version 4): G_main, D_stylegan2 and their components')
+
+
+def _check_function_names(state: NetworkState) -> None:
+    """Refuses a pickle whose arguments would make us import or call anything but a network of ours."""
+    for key, value in state.static_kwargs.items():
+        if key.endswith('_func') and value is not None:
+            module, _, name = value.rpartition('.') if isinstance(value, str) else ('', '', '')
+            if not name.isidentifier() or module not in ('', *sum(_MODULES.values(), [])):
+                raise UserError(f'network {state.name!r:.60}: {key} is {value!r:.60}, '
+                                'expected the name of a network')
+    for component in state.components.values():
+        _check_function_names(component)
+
+
+def _freeze(value: Any) -> Any:
+    """A hashable stand-in, equal only for equal arguments."""
+    if isinstance(value, dict):
+        return tuple((key, _freeze(item)) for key, item in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return type(value).__name__, tuple(map(_freeze, value))
+    if isinstance(value, np.ndarray | np.generic | tf.Tensor):
+        array = np.asarray(value)
+        return array.dtype.str, array.shape, array.tobytes()
+    # The type keeps 1, 1.0 and True apart.
+    return (type(value).__name__, value) if isinstance(value, Hashable) else (id(value), repr(value))
 
 
 def _layer_name(name: str) -> str:

@@ -14,6 +14,12 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 
+__all__ = [
+    'TfExpression', 'assert_tf_initialized', 'convert_images_from_uint8', 'convert_images_to_uint8',
+    'create_session', 'exp2', 'flatten', 'init_tf', 'init_uninitialized_vars', 'is_tf_expression', 'lerp',
+    'lerp_clip', 'log2', 'run', 'set_vars', 'shape_to_list',
+]
+
 TfExpression = tf.Tensor | tf.Variable | tf.Operation
 
 _DEFAULT_CONFIG = {
