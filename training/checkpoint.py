@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from dnnlib.submission import run_number
 from dnnlib.util import UserError, gfile, is_remote_path
 
 FOLDER = 'checkpoints'
@@ -160,8 +161,8 @@ def find_latest_run(result_dir: str) -> str:
     names = []
     if remote or os.path.isdir(result_dir):
         names = gfile().listdir(result_dir) if remote else os.listdir(result_dir)
-    numbered = [name.rstrip('/') for name in names if name.partition('-')[0].isdigit()]
-    for name in sorted(numbered, key=lambda name: int(name.partition('-')[0]), reverse=True):
+    numbered = [name.rstrip('/') for name in names if run_number(name.rstrip('/')) is not None]
+    for name in sorted(numbered, key=run_number, reverse=True):
         path = f'{result_dir.rstrip("/")}/{name}' if remote else str(pathlib.Path(result_dir) / name)
         if has_checkpoint(path):
             return path
