@@ -435,8 +435,7 @@ class RunContextTest(SubmissionTestCase):
                     time.sleep(60)
         ''')
         process.send_signal(signal.SIGINT)
-        while process.stdout.readline() != 'saving\n':
-            pass
+        self.assertIn('saving\n', iter(process.stdout.readline, ''))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         self.assertEqual(process.returncode, 130)
