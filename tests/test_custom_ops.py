@@ -150,6 +150,8 @@ class PropertiesTest(tf.test.TestCase):
             (lambda: upfirdn_2d(x, np.ones([5, 5])), r'\(5, 5\)'),
             (lambda: upfirdn_2d(x, np.ones([2, 2]), upx=0), 'up 0x1'),
             (lambda: upfirdn_2d(x[0], np.ones([2, 2])), r'\(4, 4, 3\)'),
+            (lambda: tf.function(upsample_2d, autograph=False, input_signature=[
+                tf.TensorSpec([2, 3, None, 4])]).get_concrete_function(), 'known height'),
             (lambda: upsample_2d(x, data_format='CHWN'), "'CHWN'"),
             (lambda: downsample_2d(x, k=[1, -1]), 'non-zero sum'),
             (lambda: upsample_conv_2d(x, tf.zeros([3, 1, 3, 2]), data_format='NHWC'), r'\(3, 1, 3, 2\)'),

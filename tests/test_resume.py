@@ -92,8 +92,10 @@ class ResumeTest(util.RunTest):
             progress = util.resume(run_dir)
         self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal), (18, 'abort.txt', None))
 
-        progress = util.resume(run_dir)
-        self.assertEqual((progress.step, progress.stop_reason), (25, None))
+        # In the last step it is too late to stop: the run has finished, and says so.
+        with util.at_step(24, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            progress = util.resume(run_dir)
+        self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal), (25, None, None))
         self.assertFalse(os.path.exists(os.path.join(run_dir, 'abort.txt')))
         self.assertTrue(os.path.exists(os.path.join(run_dir, '_finished.txt')))
         self.assert_same_end(run_dir)

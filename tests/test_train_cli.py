@@ -195,6 +195,8 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
             '--minibatch-size=10 --minibatch-gpu=4',
             'minibatch_size 10 .* must be a multiple of minibatch_gpu 4',
         ),
+        ('--minibatch-size=6 --minibatch-gpu=6', '--minibatch-gpu must be .* group size 4 .* Received: 6'),
+        ('--resume=', '--resume: expected a run directory .* received nothing'),
         ('--num-gpus=2 --strategy=none', '--strategy=none is for one device'),
         ('--metrics=fid49k', '--metrics: expected none or some of .*fid50k.* Received: fid49k'),
         ('--resume', '--resume: no run directory with a checkpoint in {results}'),
@@ -211,6 +213,13 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
             train.run(train.make_parser().parse_args(args))
         self.assertNotIn('\n', str(caught.exception))
         self.assertFalse(os.path.exists(results))
+
+    @parameterized.parameters('--dataset=', '--data-dir=', '--result-dir=')
+    def test_variable_that_was_not_set(self, flag):
+        with contextlib.redirect_stderr(io.StringIO()) as stderr, self.assertRaises(SystemExit) as caught:
+            train.make_parser().parse_args([flag])
+        self.assertEqual(caught.exception.code, 2)
+        self.assertRegex(stderr.getvalue(), r'^[^\n]*expected a path, received an empty text[^\n]*\n$')
 
     def test_snapshot_that_does_not_fit(self):
         """Also that is said before there is a run directory."""

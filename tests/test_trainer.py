@@ -263,6 +263,30 @@ class RoundsTest(tf.test.TestCase):
         self.assertEqual([phase.name for phase in subject.phases], ['G', 'D'])
 
 
+class RandomNumbersTest(tf.test.TestCase):
+
+    def test_no_two_pieces_draw_the_same(self):
+        """Steps, phases, rounds and draws of one piece differ; the same piece draws the same again."""
+        def draws(_G, _D, ctx, *_args, **_kwargs):
+            def part():
+                for name in ('first', 'second'):
+                    ctx.report(name, ctx.normal([50]))
+                return tf.zeros([1])
+            return part, part
+
+        def sums(seed):
+            subject = make_trainer(G_loss=draws, D_loss=draws, seed=seed)
+            images, labels = make_images(4)
+            return [float(report[name][1]) for step in range(2) for phase in subject.phases
+                    for report in subject.run_phase(phase, step, images, labels, 2, 2, 0.0)
+                    for name in ('first', 'second')]
+
+        first = sums(seed=3)
+        self.assertLen(set(first), 2 * 4 * 2 * 2)
+        self.assertEqual(sums(seed=3), first)
+        self.assertEmpty(set(sums(seed=4)) & set(first))
+
+
 class RecordedStep(testutil.RecordedContext):
     """Recorded random numbers where a step expects its own; updates are collected, as there."""
 

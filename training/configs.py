@@ -1,13 +1,28 @@
 """The training configurations by name, as data. Sources: StyleGAN2, tables 1 and 2 and appendix B.
 
 Every config is a nested dict of arguments of `training.training_loop.training_loop`, built by laying a few
-changes over a base. `find_config` adds what the command line says.
+changes over a base; train.py lays what the command line says over that.
 """
 
 import copy
 from typing import Any
 
 from dnnlib.util import UserError, did_you_mean
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `base` with `changes` laid over it, nested dicts merged key by key.
+
+    A dict without keys replaces the one in `base` where that is a table of values by resolution (`*_dict`).
+    """
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict) and not key.endswith('_dict'):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
 
 # Config F at any resolution: large networks, skip generator, residual discriminator, no growing.
 CONFIG_F: dict[str, Any] = dict(
@@ -36,12 +51,9 @@ CONFIG_F: dict[str, Any] = dict(
 )
 
 
-def _config_e(G_architecture: str, D_architecture: str) -> dict[str, Any]:
-    """Changes that make config E of config F: half the feature maps, gamma 100 (Table 2: architectures)."""
-    return dict(G_args=dict(fmap_base=8 << 10, architecture=G_architecture),
-                D_args=dict(fmap_base=8 << 10, architecture=D_architecture),
-                D_loss_args=dict(gamma=100))
-
+# What makes config E of config F: half the feature maps, another gamma.
+CONFIG_E: dict[str, Any] = dict(
+    G_args=dict(fmap_base=8 << 10), D_args=dict(fmap_base=8 << 10), D_loss_args=dict(gamma=100))
 
 # A network small enough for two CPU cores; learns the embedded 32x32 data set in minutes.
 DEMO: dict[str, Any] = dict(
@@ -63,28 +75,13 @@ DEMO: dict[str, Any] = dict(
 
 # Name → (one line of description, changes to CONFIG_F).
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    'config-e': ('StyleGAN2 without large networks (Table 1, E)', dict(
-        G_args=dict(fmap_base=8 << 10), D_args=dict(fmap_base=8 << 10), D_loss_args=dict(gamma=100))),
+    'config-e': ('StyleGAN2 without large networks (Table 1, E)', CONFIG_E),
     'config-f': ('StyleGAN2 (Table 1, F)', {}),
     **{f'config-e-G{G}-D{D}': (f'config-e with {G} generator and {D} discriminator (Table 2)',
-                              _config_e(G, D))
+                              merge(CONFIG_E, dict(G_args=dict(architecture=G), D_args=dict(architecture=D))))
        for G in ('orig', 'skip', 'resnet') for D in ('orig', 'skip', 'resnet')},
     'demo': ('a small StyleGAN2 for the embedded data set, minutes on two CPU cores', DEMO),
 }
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `base` with `changes` laid over it, nested dicts merged key by key.
-
-    A dict without keys replaces the one in `base` where that is a table of values by resolution (`*_dict`).
-    """
-    merged = copy.deepcopy(base)
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict) and not key.endswith('_dict'):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
 
 
 def find_config(name: str) -> dict[str, Any]:
