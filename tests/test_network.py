@@ -56,7 +56,7 @@ class NetworkTest(tf.test.TestCase):
         long[1][1000] = 1
         self.assertNotEqual(tflib.network._freeze(long[0]), tflib.network._freeze(long[1]))
         for number in range(100):
-            G._function(None, None, {'truncation_psi': number / 7})
+            G._function(None, None, {'truncation_psi': number / 7}, None)
         self.assertLen(G._functions, tflib.network.MAX_FUNCTIONS)
 
     def test_components_and_labels(self):

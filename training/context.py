@@ -14,12 +14,22 @@ from dnnlib.tflib.autosummary import reduce_moments
 
 
 class Context:
-    """Immediate mode: global random numbers, updates done at once, reports dropped, features on request."""
+    """Immediate mode: global random numbers, updates done at once, reports dropped, features on request.
+
+    Attributes:
+        stage: training.growing.Stage that growing networks run in; None = what their lod says.
+        stage_size: Images of growing networks have the size of the stage, not that of the final resolution?
+        features: {name: output of the layer}, where they are kept.
+    """
+
+    stage = None
+    stage_size = False
 
     def __init__(self, label_table: tf.Tensor | None = None, keep_features: bool = False,
-                 loss_state: dict | None = None):
+                 loss_state: dict | None = None, stage=None):
         self._label_table = label_table
         self._loss_state = loss_state or {}
+        self.stage = stage
         self.features: dict[str, tf.Tensor] | None = {} if keep_features else None
 
     def normal(self, shape: Sequence[int] | tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
@@ -40,6 +50,15 @@ class Context:
             return tf.zeros([minibatch_size, 0])
         rows = self.integers([minibatch_size], 0, tf.shape(self._label_table)[0])
         return tf.gather(self._label_table, rows)
+
+    @property
+    def pixel_scale(self) -> float:
+        """What one pixel of the images of this pass counts, seen from the final resolution: 4^-floor(lod).
+
+        An image of a stage stands for its enlargement. A gradient with respect to its pixels spreads over
+        2^floor(lod) × 2^floor(lod) pixels each; the sum of squares over the enlargement is this much smaller.
+        """
+        return 4.0 ** -self.stage.lod_floor if self.stage_size else 1.0
 
     def state(self, name: str):
         """The state variable of that name that a loss function declared."""
@@ -71,10 +90,13 @@ class StepContext(Context):
         seed: int32 tensor [2]. The n-th draw of the pass is a function of seed and n alone.
         label_table: float32 [num_images, label_size], the labels to draw from.
         loss_state: {name: variable}, the state that the loss functions declare.
+        stage: training.growing.Stage of a growing run; its images have the size of the stage.
     """
 
-    def __init__(self, seed: tf.Tensor, label_table: tf.Tensor | None = None, loss_state: dict | None = None):
-        super().__init__(label_table, loss_state=loss_state)
+    def __init__(self, seed: tf.Tensor, label_table: tf.Tensor | None = None, loss_state: dict | None = None,
+                 stage=None):
+        super().__init__(label_table, loss_state=loss_state, stage=stage)
+        self.stage_size = stage is not None
         self._seed = seed
         self._num_draws = 0
         self._updates: dict[int, tuple] = {}

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from custom_ops import activation_funcs, conv_downsample_2d, fused_bias_act, upsample_conv_2d
 from dnnlib.util import UserError
+from training.growing import stage_of
 
 # Activations with act(g·x) = g·act(x) for g > 0.
 HOMOGENEOUS = ('linear', 'relu', 'lrelu')
@@ -307,7 +308,10 @@ class NetworkLayer(Layer):
         static_kwargs: the keyword arguments that the network was made with, as they stand in a pickle.
         components: {official component name: NetworkLayer}; their weights appear below the component's name.
         input_names, input_shapes, output_names, output_shapes: official ones (images in NCHW, None = batch).
+        grows: True for a network of progressive growing, which has a variable `lod`.
     """
+
+    grows = False
 
     def __new__(cls, *args, **kwargs):
         # Only here are the arguments known as given: an official pickle does not hold those left at their
@@ -325,6 +329,10 @@ class NetworkLayer(Layer):
         """Declares names and shapes of inputs and outputs."""
         self.__dict__['input_names'], self.__dict__['input_shapes'] = list(inputs), list(inputs.values())
         self.__dict__['output_names'], self.__dict__['output_shapes'] = list(outputs), list(outputs.values())
+
+    def stage(self):
+        """The training.growing.Stage that the variable `lod` says; None for networks that do not grow."""
+        return stage_of(float(self.named_variables()['lod'])) if self.grows else None
 
     def add_component(self, key: str, network: 'NetworkLayer') -> 'NetworkLayer':
         """Registers a component under its official key ('synthesis', 'mapping')."""

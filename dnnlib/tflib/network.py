@@ -140,7 +140,7 @@ class Network:
         arrays = self._check_inputs(in_arrays)
         num_items = arrays[0].shape[0]
         size = min(minibatch_size or num_items, num_items) or 1
-        function = self._function(input_transform, output_transform, dynamic_kwargs)
+        function = self._function(input_transform, output_transform, dynamic_kwargs, self.layer.stage())
         results = []
         with tqdm(total=num_items, unit='img', disable=not print_progress, file=sys.stdout) as progress:
             for begin in range(0, max(num_items, 1), size):
@@ -176,13 +176,15 @@ class Network:
             arrays.append(array)
         return arrays
 
-    def _function(self, input_transform, output_transform, dynamic_kwargs) -> Callable:
+    def _function(self, input_transform, output_transform, dynamic_kwargs, stage) -> Callable:
         """The traced function for these arguments; the same arguments give the same one."""
-        key = _freeze((input_transform, output_transform, dynamic_kwargs))
+        key = (stage, _freeze((input_transform, output_transform, dynamic_kwargs)))
         if key not in self._functions:
+            from training.context import Context
+
             def evaluate(*inputs):
                 inputs = _apply_transform(input_transform, inputs)
-                outputs = self.get_output_for(*inputs, **dynamic_kwargs)
+                outputs = self.get_output_for(*inputs, **{'ctx': Context(stage=stage), **dynamic_kwargs})
                 return _apply_transform(output_transform, tf.nest.flatten(outputs))
             if len(self._functions) >= MAX_FUNCTIONS:
                 self._functions.pop(next(iter(self._functions)))
