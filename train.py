@@ -13,13 +13,15 @@ from dnnlib.startup import load_tensorflow
 from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
 from dnnlib.submission.submit import to_plain
 from dnnlib.util import UserError, is_remote_path
-from training.configs import CONFIGS, find_config, merge
+from training.configs import CONFIGS, find_config, find_preset, gamma_argument, merge
 from training.dataset_base import EMBEDDED_NAME
 
 EXAMPLES = [
     '%(prog)s --config=demo                     # the embedded data set, minutes on two CPU cores',
     '%(prog)s --num-gpus=8 --data-dir=~/datasets --config=config-f --dataset=ffhq --mirror-augment=true',
     '%(prog)s --data-dir=~/datasets --dataset=cars --cond --minibatch-gpu=8 --snap=5',
+    '%(prog)s --config=stylegan-f --fmap-base=1024 --latent-size=64 --lod-training-kimg=20 '
+    '--lod-transition-kimg=20 --total-kimg=160',
     '%(prog)s --resume                          # go on with the latest run in --result-dir',
     '%(prog)s --resume=results/00003-stylegan2-ffhq-8gpu-config-f --total-kimg=30000',
     '%(prog)s --resume=network-snapshot-010000.pkl --dataset=~/datasets/my-images',
@@ -49,12 +51,20 @@ def make_parser() -> flags.Parser:
                              'or start from a network-snapshot-*.pkl')
     add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
     add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
-    add('minibatch-size', flags.positive_int, 'samples per step over all GPUs (default: by config)')
+    add('minibatch-size', flags.positive_int, 'samples per step over all GPUs, at every resolution '
+                                              '(default: by config)')
     add('minibatch-gpu', flags.positive_int, 'samples that one GPU processes at a time; gradients of several '
                                              'rounds are accumulated (default: by config)')
-    add('lrate', flags.nonneg_float, 'learning rate of both networks (default: by config)')
+    add('lrate', flags.nonneg_float, 'learning rate of both networks, at every resolution '
+                                     '(default: by config)')
+    add('lod-initial-resolution', flags.positive_int, 'resolution that a growing config starts at '
+                                                      '(default: by config)')
+    add('lod-training-kimg', flags.nonneg_float, 'thousands of images between two fades of a growing config '
+                                                 '(default: 600)')
+    add('lod-transition-kimg', flags.nonneg_float, 'thousands of images of a fade (default: 600)')
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
+    add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: 512)')
     add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state '
                                     '(default: by config)')
     add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one '
@@ -68,8 +78,14 @@ def make_parser() -> flags.Parser:
     return parser
 
 
-def flag_changes(args: Any) -> dict[str, Any]:
-    """What the given flags say, as changes to the arguments of the training loop."""
+def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """What the given flags say, as changes to the arguments of the training loop.
+
+    Args:
+        args: The parsed command line.
+        config: The arguments that the changes will be laid over.
+    """
+    fmaps = {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max}
     values = {
         'data_dir': _absolute(args.data_dir),
         'dataset_args': {'dataset': _dataset_path(args), 'resolution': args.resolution,
@@ -80,11 +96,10 @@ def flag_changes(args: Any) -> dict[str, Any]:
         'seed': args.seed,
         'num_gpus': args.num_gpus,
         'strategy': args.strategy,
-        'sched_args': {'minibatch_size_base': args.minibatch_size, 'minibatch_gpu_base': args.minibatch_gpu,
-                       'G_lrate_base': args.lrate, 'D_lrate_base': args.lrate},
-        'G_args': {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max},
-        'D_args': {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max},
-        'D_loss_args': {'gamma': args.gamma},
+        'sched_args': _schedule_changes(args, config['sched_args']),
+        'G_args': {**fmaps, **_latent_changes(args, config['G_args'])},
+        'D_args': fmaps,
+        'D_loss_args': {} if args.gamma is None else {gamma_argument(config): args.gamma},
         'image_snapshot_ticks': args.snap,
         'network_snapshot_ticks': args.snap,
         'keep_snapshots': args.keep_snapshots,
@@ -93,6 +108,35 @@ def flag_changes(args: Any) -> dict[str, Any]:
         from metrics.metric_base import find_metrics
         values['metric_arg_list'] = find_metrics(args.metrics)
     return _without_none(values)
+
+
+def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
+    """Flags about the schedule. A minibatch or a learning rate that is given holds at every resolution."""
+    growth = {name: getattr(args, name)
+              for name in ('lod_initial_resolution', 'lod_training_kimg', 'lod_transition_kimg')}
+    given = [f'--{name.replace("_", "-")}' for name, value in growth.items() if value is not None]
+    if given and sched_args.get('lod_initial_resolution') is None:
+        raise UserError(f'{given[0]}: the networks of this config do not grow; leave it out, or choose one '
+                        f'of {", ".join(_growing_configs())}')
+    values = {'minibatch_size': args.minibatch_size, 'minibatch_gpu': args.minibatch_gpu,
+              'G_lrate': args.lrate, 'D_lrate': args.lrate}
+    for name, value in values.items():
+        if value is not None:
+            growth[f'{name}_base'] = value
+            if sched_args.get(f'{name}_dict'):
+                growth[f'{name}_dict'] = {}
+    return growth
+
+
+def _growing_configs() -> list[str]:
+    return [name for name, preset in CONFIGS.items()
+            if 'lod_initial_resolution' in preset.changes.get('sched_args', {})]
+
+
+def _latent_changes(args: Any, G_args: dict[str, Any]) -> dict[str, Any]:
+    names = ['latent_size'] if G_args['func_name'].endswith('G_paper') else [
+        'latent_size', 'dlatent_size', 'mapping_fmaps']
+    return dict.fromkeys(names, args.latent_size)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -109,20 +153,22 @@ def _dataset_path(args: Any) -> str | None:
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     nested = {key: _without_none(value) if isinstance(value, dict) else value
               for key, value in values.items()}
-    return {key: value for key, value in nested.items() if value is not None and value != {}}
+    return {key: value for key, value in nested.items()
+            if value is not None and (value != {} or key.endswith('_dict'))}
 
 
 def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     """Submit configuration and arguments of the training loop for a run of its own."""
     config = args.config or 'config-f'
-    kwargs = merge(find_config(config), flag_changes(args))
-    num_gpus = kwargs['num_gpus']
+    num_gpus = args.num_gpus or 1
+    kwargs = find_config(config, num_gpus)
+    kwargs = merge(kwargs, flag_changes(args, kwargs))
     if args.resume is not None:
         kwargs.update(resume_pkl=_absolute(args.resume), resume_kimg=args.resume_kimg)
     dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or EMBEDDED_NAME
     name = os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
     submit_config = SubmitConfig(run_dir_root=args.result_dir or 'results', num_gpus=num_gpus, config=config,
-                                 run_desc=f'stylegan2-{name}-{num_gpus}gpu-{config}')
+                                 run_desc=f'{find_preset(config).family}-{name}-{num_gpus}gpu-{config}')
     return submit_config, kwargs
 
 
@@ -137,7 +183,7 @@ def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
                         'network-snapshot-*.pkl, or train anew')
     submit_config = load_submit_config(run_dir)
     stored = dict(submit_config.run_func_kwargs)
-    kwargs = merge(stored, flag_changes(args))
+    kwargs = merge(stored, flag_changes(args, stored))
     differences = [f'{key} is {before!r} in the run, {after!r} on the command line'
                    for key, before, after in _differences(stored, kwargs) if key not in CHANGEABLE]
     if args.config and args.config != submit_config.get('config'):

@@ -1,24 +1,31 @@
-"""The training configurations by name, as data. Sources: StyleGAN2, tables 1 and 2 and appendix B.
+"""The training configurations by name, as data.
+
+Sources: StyleGAN2 (Karras et al. 2020), tables 1 and 2 and appendix B; StyleGAN (Karras et al. 2019), tables
+1, 2 and 4 and appendix C; ProGAN (Karras et al. 2018), appendix A; the defaults of their official programs.
 
 Every config is a nested dict of arguments of `training.training_loop.training_loop`, built by laying a few
 changes over a base; train.py lays what the command line says over that.
 """
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from dnnlib.util import UserError, did_you_mean
+from training.schedule import TICK_KIMG
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A copy of `base` with `changes` laid over it, nested dicts merged key by key.
 
-    A dict without keys replaces the one in `base` where that is a table of values by resolution (`*_dict`).
+    Two kinds of dict replace the one in `base` as a whole: tables of values by resolution (`*_dict`), and the
+    arguments of another function (`func_name`), to which those of the first mean nothing.
     """
     merged = copy.deepcopy(base)
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict) and not key.endswith('_dict'):
-            merged[key] = merge(merged[key], value)
+        before = merged.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and not key.endswith('_dict') \
+                and value.get('func_name') in (None, before.get('func_name')):
+            merged[key] = merge(before, value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
@@ -73,20 +80,175 @@ DEMO: dict[str, Any] = dict(
     keep_snapshots=3,
 )
 
-# Name → (one line of description, changes to CONFIG_F).
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    'config-e': ('StyleGAN2 without large networks (Table 1, E)', CONFIG_E),
-    'config-f': ('StyleGAN2 (Table 1, F)', {}),
-    **{f'config-e-G{G}-D{D}': (f'config-e with {G} generator and {D} discriminator (Table 2)',
-                              merge(CONFIG_E, dict(G_args=dict(architecture=G), D_args=dict(architecture=D))))
+# Growing in StyleGAN2's program: from 8x8, 600 kimg per level and 600 per fade.
+GROWING: dict[str, Any] = dict(
+    sched_args=dict(
+        lod_initial_resolution=8,
+        G_lrate_base=0.001, G_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        D_lrate_base=0.001, D_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        minibatch_size_base=32, minibatch_size_dict={8: 256, 16: 128, 32: 64, 64: 32},
+        minibatch_gpu_base=4, minibatch_gpu_dict={8: 32, 16: 16, 32: 8, 64: 4}))
+
+# Configs D, C, B and A, each by what it lacks of the one before (StyleGAN2, table 1).
+CONFIG_D = merge(merge(CONFIG_E, GROWING), dict(
+    G_args=dict(synthesis_func='G_synthesis_stylegan_revised'),
+    D_args=dict(func_name='training.networks_stylegan2.D_stylegan', fmap_base=8 << 10),
+    D_loss_args=dict(gamma=10)))
+CONFIG_C = merge(CONFIG_D, dict(G_loss_args=dict(func_name='training.loss.G_logistic_ns')))
+CONFIG_B = merge(CONFIG_C, dict(lazy_regularization=False))
+CONFIG_A = merge(merge(CONFIG_E, GROWING), dict(
+    G_args=dict(func_name='training.networks_stylegan.G_style', fmap_base=8 << 10),
+    D_args=dict(func_name='training.networks_stylegan.D_basic', fmap_base=8 << 10),
+    G_loss_args=dict(func_name='training.loss.G_logistic_ns'),
+    D_loss_args=dict(gamma=10),
+    lazy_regularization=False))
+
+
+def _by_gpus(base: int, sizes: dict[int, int], lrates: dict[int, float] | None = None) -> dict[str, Any]:
+    """Minibatches, and learning rates where given, for a number of GPUs. Each GPU takes its share at once."""
+    sched_args: dict[str, Any] = dict(minibatch_size_base=base, minibatch_size_dict=sizes)
+    if lrates is not None:
+        sched_args.update(G_lrate_dict=lrates, D_lrate_dict=lrates)
+    return dict(sched_args=sched_args)
+
+
+# The minibatch sizes of StyleGAN and ProGAN by number of GPUs.
+SIZES: dict[int, tuple[int, dict[int, int]]] = {
+    1: (4, {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}),
+    2: (8, {4: 256, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8}),
+    4: (16, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16}),
+    8: (32, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32}),
+}
+STYLEGAN_GPUS = {num_gpus: _by_gpus(*sizes) for num_gpus, sizes in SIZES.items()}
+PROGAN_GPUS = {
+    1: _by_gpus(*SIZES[1], {1024: 0.0015}),
+    2: _by_gpus(*SIZES[2], {512: 0.0015, 1024: 0.002}),
+    4: _by_gpus(*SIZES[4], {256: 0.0015, 512: 0.002, 1024: 0.003}),
+    8: _by_gpus(*SIZES[8], {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}),
+}
+
+# StyleGAN's own program, config F of its table 1. Laid over CONFIG_F of StyleGAN2.
+STYLEGAN: dict[str, Any] = dict(
+    G_args=dict(func_name='training.networks_stylegan.G_style', fmap_base=8 << 10),
+    D_args=dict(func_name='training.networks_stylegan.D_basic', fmap_base=8 << 10),
+    G_loss_args=dict(func_name='training.loss.G_logistic_nonsaturating'),
+    D_loss_args=dict(func_name='training.loss.D_logistic_simplegp', r1_gamma=10),
+    sched_args=dict(
+        lod_initial_resolution=8, lod_training_kimg=600, lod_transition_kimg=600,
+        G_lrate_base=0.001, G_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        D_lrate_base=0.001, D_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        minibatch_gpu_base=None, tick_kimg_base=160, tick_kimg_dict=TICK_KIMG['stylegan']),
+    grid_args=dict(size='4k'),
+    D_first=True,
+    lazy_regularization=False,
+    image_snapshot_ticks=1,
+)
+
+# ... and with the loss of ProGAN, as it was trained on CelebA-HQ.
+_LRATES_WGAN = {128: 0.0015, 256: 0.002, 512: 0.002, 1024: 0.002}
+STYLEGAN_WGANGP: dict[str, Any] = merge(STYLEGAN, dict(
+    G_loss_args=dict(func_name='training.loss.G_wgan'),
+    D_loss_args=dict(func_name='training.loss.D_wgan_gp'),
+    sched_args=dict(G_lrate_dict=_LRATES_WGAN, D_lrate_dict=_LRATES_WGAN)))
+
+# What configs E to B of StyleGAN's table 1 change in the generator of F, and the rows of table 4.
+STYLEGAN_E: dict[str, Any] = dict(style_mixing_prob=0.0)
+STYLEGAN_D: dict[str, Any] = dict(STYLEGAN_E, use_noise=False)
+STYLEGAN_C: dict[str, Any] = dict(STYLEGAN_D, const_input_layer=False)
+STYLEGAN_B: dict[str, Any] = dict(STYLEGAN_C, use_styles=False, use_pixel_norm=True, use_instance_norm=False,
+                                  mapping_layers=0, truncation_psi=None)
+
+
+def _stylegan(**G_args: Any) -> dict[str, Any]:
+    return merge(STYLEGAN, dict(G_args=G_args))
+
+
+# ProGAN, trained by StyleGAN's program: config A of StyleGAN's table 1.
+PROGAN: dict[str, Any] = merge(STYLEGAN, dict(
+    G_args=dict(func_name='training.networks_progan.G_paper', fmap_base=8 << 10),
+    D_args=dict(func_name='training.networks_progan.D_paper', fmap_base=8 << 10),
+    G_loss_args=dict(func_name='training.loss.G_wgan'),
+    D_loss_args=dict(func_name='training.loss.D_wgan_gp'),
+    sched_args=dict(lod_initial_resolution=4, tick_kimg_dict=TICK_KIMG['progan']),
+    G_smoothing=0.999,
+    total_kimg=12000,
+))
+
+# ProGAN's own program on a data set with labels.
+PROGAN_ACGAN: dict[str, Any] = merge(PROGAN, dict(
+    G_loss_args=dict(func_name='training.loss.G_wgan_acgan'),
+    D_loss_args=dict(func_name='training.loss.D_wgangp_acgan'),
+    dataset_args=dict(max_label_size='full')))
+
+
+class Preset(NamedTuple):
+    """A training configuration."""
+
+    description: str
+    changes: dict[str, Any]             # Laid over CONFIG_F.
+    by_gpus: dict[int, dict] = {}       # More changes, by the least number of GPUs that they are for.
+    family: str = 'stylegan2'           # What the names of its run directories begin with.
+
+
+def _stylegan_preset(description: str, changes: dict[str, Any]) -> Preset:
+    return Preset(description, changes, STYLEGAN_GPUS, 'sgan')
+
+
+CONFIGS: dict[str, Preset] = {
+    'config-a': Preset('the networks of StyleGAN (StyleGAN2, Table 1, A)', CONFIG_A),
+    'config-b': Preset('growing, weight demodulation (Table 1, B)', CONFIG_B),
+    'config-c': Preset('... and lazy regularization (Table 1, C)', CONFIG_C),
+    'config-d': Preset('... and path length regularization (Table 1, D)', CONFIG_D),
+    'config-e': Preset('no growing: StyleGAN2 without large networks (Table 1, E)', CONFIG_E),
+    'config-f': Preset('StyleGAN2 (Table 1, F)', {}),
+    **{f'config-e-G{G}-D{D}': Preset(
+        f'config-e with {G} generator and {D} discriminator (Table 2)',
+        merge(CONFIG_E, dict(G_args=dict(architecture=G), D_args=dict(architecture=D))))
        for G in ('orig', 'skip', 'resnet') for D in ('orig', 'skip', 'resnet')},
-    'demo': ('a small StyleGAN2 for the embedded data set, minutes on two CPU cores', DEMO),
+    'stylegan-b': _stylegan_preset('tuned ProGAN baseline (StyleGAN, Table 1, B)', _stylegan(**STYLEGAN_B)),
+    'stylegan-c': _stylegan_preset('... with mapping network and styles (Table 1, C)',
+                                   _stylegan(**STYLEGAN_C)),
+    'stylegan-d': _stylegan_preset('... with a constant input (Table 1, D)', _stylegan(**STYLEGAN_D)),
+    'stylegan-e': _stylegan_preset('... with noise inputs (Table 1, E)', _stylegan(**STYLEGAN_E)),
+    'stylegan-f': _stylegan_preset('StyleGAN (Table 1, F; mixing 90 % in Table 2)', STYLEGAN),
+    **{f'stylegan-mix{percent}': _stylegan_preset(
+        f'stylegan-f with {percent} % style mixing (Table 2)', _stylegan(style_mixing_prob=percent / 100))
+       for percent in (0, 50, 100)},
+    **{f'stylegan-traditional-{layers}': _stylegan_preset(
+        f'stylegan-b with {layers} mapping layers (Table 4)',
+        _stylegan(**dict(STYLEGAN_B, mapping_layers=layers))) for layers in (0, 8)},
+    **{f'stylegan-stylebased-{layers}': _stylegan_preset(
+        f'stylegan-f with {layers} mapping layers (Table 4)', _stylegan(mapping_layers=layers))
+       for layers in (0, 1, 2)},
+    'stylegan-wgangp': _stylegan_preset('stylegan-f with WGAN-GP, as for CelebA-HQ', STYLEGAN_WGANGP),
+    'progan': Preset('Progressive GAN with WGAN-GP (StyleGAN, Table 1, A)', PROGAN, PROGAN_GPUS, 'pgan'),
+    'progan-acgan': Preset('Progressive GAN on labels, with the losses of AC-GAN', PROGAN_ACGAN, PROGAN_GPUS,
+                           'pgan'),
+    'demo': Preset('a small StyleGAN2 for the embedded data set, minutes on two CPU cores', DEMO),
 }
 
 
-def find_config(name: str) -> dict[str, Any]:
-    """Arguments of the training loop for a config; UserError for an unknown name."""
+def find_preset(name: str) -> Preset:
+    """The preset of that name; UserError for an unknown one."""
     if name not in CONFIGS:
         raise UserError(f'--config: expected one of {", ".join(CONFIGS)}. Received: {name!r}'
                         f'{did_you_mean(name, list(CONFIGS), 1)}')
-    return merge(CONFIG_F, CONFIGS[name][1])
+    return CONFIGS[name]
+
+
+def gamma_argument(config: dict[str, Any]) -> str:
+    """The argument of the discriminator's loss that is the weight of R1; UserError where it has none."""
+    function = config['D_loss_args']['func_name'].rpartition('.')[2]
+    names = {'D_logistic_r1': 'gamma', 'D_logistic_r2': 'gamma', 'D_logistic_simplegp': 'r1_gamma'}
+    if function not in names:
+        raise UserError('--gamma is the weight of R1, which the loss of this config does not have. '
+                        f'Leave it out. The loss is {function}')
+    return names[function]
+
+
+def find_config(name: str, num_gpus: int = 1) -> dict[str, Any]:
+    """Arguments of the training loop for a config on that many GPUs; UserError for an unknown name."""
+    preset = find_preset(name)
+    config = merge(CONFIG_F, preset.changes)
+    fitting = [count for count in preset.by_gpus if count <= num_gpus]
+    return merge(config, preset.by_gpus[max(fitting)]) if fitting else config

@@ -5,6 +5,9 @@ is one traced function that runs on every replica: `rounds` pieces of `minibatch
 gradients are averaged over rounds and replicas, and one Adam step is taken. The random numbers of a piece
 depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a run can be
 resumed exactly, and N replicas compute what one replica computes in N rounds.
+
+Growing networks have traced functions of their own for every stage (see `training.growing`); what fades is a
+variable, `lod`. Images then have the size of the stage: nothing is enlarged only to be averaged again.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from training.context import StepContext
 from training.dataset import process_reals
+from training.growing import Stage, stage_of
 from training.optimizer import Optimizer
 from training.replica import local_assign, local_handle, local_read, unwrap
 from training.schedule import lazy_regularization
@@ -120,6 +124,7 @@ class Trainer:
         lazy_regularization: bool = True,       # Evaluate the regularizers less often than the losses?
         G_reg_interval: int | None = 4,         # Minibatches per regularization of G.
         D_reg_interval: int | None = 16,        # Minibatches per regularization of D.
+        D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
         seed: int = 1000,
     ):
         self.strategy, self.G, self.D, self.Gs, self.seed = strategy, G, D, Gs, int(seed)
@@ -135,8 +140,13 @@ class Trainer:
                                for role, network, args in [('G', G, G_opt_args), ('D', D, D_opt_args)]}
         G_parts = functools.partial(_generator_parts, G_loss, G, D, G_loss_args)
         D_parts = functools.partial(_discriminator_parts, D_loss, G, D, D_loss_args)
-        self.phases = [*self._make_phases('G', G, G_parts, 0, needs_reals=False),
-                       *self._make_phases('D', D, D_parts, 2, needs_reals=True)]
+        phases = [self._make_phases('G', G, G_parts, 0, needs_reals=False),
+                  self._make_phases('D', D, D_parts, 2, needs_reals=True)]
+        self.phases: list[Phase] = sum(reversed(phases) if D_first else phases, [])
+        if G.grows != D.grows:
+            raise UserError('G and D must both be growing networks, or neither. '
+                            f'Received: {type(G).__name__} and {type(D).__name__}')
+        self.stage: Stage | None = None
         self._functions: dict = {}
         self._accumulators: dict[str, list] = {}
         self._updated: dict[str, list] = {}
@@ -168,13 +178,37 @@ class Trainer:
         """The learning rate adjusted for lazy regularization (StyleGAN2, appendix B)."""
         return lazy_regularization(lrate, 0.0, 0.0, self._lazy_ratio(role))[0]
 
+    def set_lod(self, lod: float) -> None:
+        """Sets the level of detail of growing networks; `step` expects reals at floor(lod) from then on.
+
+        Errors: UserError for a lod other than 0 where the networks do not grow.
+        """
+        if not self.G.grows:
+            if lod != 0:
+                raise UserError(f'the networks {type(self.G).__name__} and {type(self.D).__name__} do not '
+                                f'grow; leave lod_initial_resolution out. Received: lod {lod}')
+            return
+        for network in (self.G, self.D, self.Gs):
+            for name, variable in network.named_variables().items():
+                if name.rpartition('/')[2] == 'lod':
+                    unwrap(variable).assign(lod)
+        if self.stage != stage_of(lod):
+            self.stage = stage_of(lod)
+            # The functions of earlier stages are not needed again.
+            self._functions = {key: value for key, value in self._functions.items() if key == 'average'}
+
+    def reset_optimizers(self) -> None:
+        """Forgets the state of Adam of both networks, as at every new layer of a growing run."""
+        for optimizer in self.optimizers.values():
+            optimizer.reset()
+
     def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
              G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
         """One minibatch: G, G_reg, D, moving average of G, D_reg, each where it is due.
 
         Args:
             step: Number of minibatches before this one.
-            images: uint8 [minibatch_size, H, W, C], the reals of the discriminator.
+            images: uint8 [minibatch_size, H, W, C], the reals of the discriminator, at the level floor(lod).
             labels: float32 [minibatch_size, label_size].
             minibatch_gpu: Samples that one replica processes at a time.
             G_lrate, D_lrate: Learning rates before the adjustment for lazy regularization.
@@ -252,13 +286,20 @@ class Trainer:
         piece = tf.distribute.get_replica_context().replica_id_in_sync_group * rounds + index
         for number in (phase.index, piece):
             seed = tf.random.experimental.stateless_fold_in(seed, number)
-        ctx = StepContext(seed, self.label_table, self.loss_state)
-        reals = process_reals(images) if phase.needs_reals else None
+        ctx = StepContext(seed, self.label_table, self.loss_state, self.stage)
+        reals = self._process_reals(images) if phase.needs_reals else None
         with tf.GradientTape() as tape:
             total = phase.total(ctx, minibatch_gpu, reals, labels)
         sources = [unwrap(variable) for variable in phase.optimizer.variables]
         gradients = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return gradients, ctx.updates, ctx.reports
+
+    def _process_reals(self, images):
+        """Reals at the size of the stage, faded like the networks."""
+        if self.stage is None or not self.stage.fading:
+            return process_reals(images)
+        fraction = local_read(self.D.lod) - self.stage.lod_floor
+        return process_reals(images, fraction, lod_floor=0)
 
     def _whole(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, lrate) -> dict:
         gradients, updates, reports = self._gradients(

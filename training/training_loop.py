@@ -44,7 +44,10 @@ def training_loop(
     metric_arg_list: list = (),             # Metrics to run on snapshots.
     data_dir: str | None = None,            # Directory to load data sets from.
     G_smoothing_kimg: float = 10.0,         # Half-life of the moving average of the generator, in kimg.
+    G_smoothing: float | None = None,       # Decay of that average per minibatch, instead of the half-life.
     minibatch_repeats: int = 4,             # Minibatches to run before the schedule is looked at again.
+    D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
+    reset_opt_for_new_lod: bool = True,     # Reset the optimizers where a layer starts or ends to fade in?
     lazy_regularization: bool = True,       # Evaluate the regularizers less often than the losses?
     G_reg_interval: int | None = 4,         # Minibatches per regularization of G. Ignored unless lazy.
     D_reg_interval: int | None = 16,        # Minibatches per regularization of D. Ignored unless lazy.
@@ -73,7 +76,6 @@ def training_loop(
     keras.utils.set_random_seed(seed % 2 ** 32)
     training_set = load_dataset(data_dir=data_dir, verbose=True, seed=seed, **(dataset_args or {}))
     sched_args = dict(sched_args or {}, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus)
-    sched = training_schedule(0, **sched_args)
 
     initial_pkl = resume_pkl
     if resume_pkl is not None and has_checkpoint(ctx.run_dir):
@@ -84,13 +86,12 @@ def training_loop(
                           *_loss_of(G_loss_args), *_loss_of(D_loss_args),
                           G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.labels,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
-                          D_reg_interval=D_reg_interval, seed=seed)
+                          D_reg_interval=D_reg_interval, D_first=D_first, seed=seed)
 
     # Everything about the run that is neither a variable nor an argument.
-    start_kimg = kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg
-    progress = EasyDict(nimg=int(start_kimg * 1000), step=0, tick=-1, tick_nimg=int(start_kimg * 1000),
-                        sched_nimg=0, total_time=0.0, moments={}, snapshots=[],
-                        dataset=training_set.fingerprint)
+    start_nimg = int(1000 * (kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg))
+    progress = EasyDict(nimg=start_nimg, step=0, tick=-1, tick_nimg=start_nimg, sched_nimg=start_nimg,
+                        total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint)
     checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
     stored = checkpoint.restore()
     progress.update(stored or {})
@@ -100,6 +101,8 @@ def training_loop(
                         'network-snapshot-*.pkl')
     autosummary.set_state(progress.moments)
     time_before = progress.total_time
+    sched = training_schedule(progress.sched_nimg, **sched_args)
+    trainer.set_lod(sched.lod)
 
     images = ImageSnapshots(training_set, grid_args or {}, G.input_shape[1], seed)
     snapshots = NetworkSnapshots(networks, keep_snapshots, progress.snapshots)
@@ -123,7 +126,7 @@ def training_loop(
                         total_time=time_before + ctx.get_time_since_start())
         checkpoint.save(progress, progress.step)
 
-    reports, batches, batch_size = [], None, None
+    reports, batches, batch_kind = [], None, None
     maintenance_time = ctx.get_time_since_last_update()
     ctx.update(cur_epoch=progress.nimg // 1000, max_epoch=total_kimg)
     done = progress.nimg >= total_kimg * 1000
@@ -133,14 +136,20 @@ def training_loop(
             if progress.step % minibatch_repeats == 0:
                 progress.sched_nimg = progress.nimg
             sched = training_schedule(progress.sched_nimg, **sched_args)
-            if batch_size != sched.minibatch_size:
+            stage = trainer.stage
+            trainer.set_lod(sched.lod)
+            if trainer.stage != stage and reset_opt_for_new_lod:
+                trainer.reset_optimizers()
+            if batch_kind != (sched.minibatch_size, int(sched.lod)):
                 if batches is not None:
                     batches.close()
-                batch_size = sched.minibatch_size
-                batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment)
+                batch_kind = batch_size, lod_floor = sched.minibatch_size, int(sched.lod)
+                batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment,
+                                                            lod=lod_floor)
             reals, labels = next(batches)
+            beta = ema_beta(batch_size, G_smoothing_kimg) if G_smoothing is None else G_smoothing
             reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate,
-                                    sched.D_lrate, ema_beta(batch_size, G_smoothing_kimg))
+                                    sched.D_lrate, beta)
             progress.nimg += batch_size
             progress.step += 1
             done = progress.nimg >= total_kimg * 1000
@@ -204,15 +213,25 @@ def check_arguments(
     training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
-        sched = training_schedule(0, resolution_log2=resolution_log2, num_gpus=num_gpus, **(sched_args or {}))
-        group, pieces = (D_args or {}).get('mbstd_group_size', 4), sched.minibatch_gpu
-        if resume_pkl is None and group > 1 and pieces % min(group, pieces):
-            raise UserError(f'--minibatch-gpu must be at most, or divisible by, the group size {group} of '
-                            f'the minibatch standard deviation. Received: {pieces}')
+        group = (D_args or {}).get('mbstd_group_size', 4)
+        for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
+                                            num_gpus=num_gpus)):
+            if resume_pkl is None and group > 1 and pieces % min(group, pieces):
+                raise UserError('--minibatch-gpu must be at most, or divisible by, the group size '
+                                f'{group} of the minibatch standard deviation. Received: {pieces}')
         if resume_pkl is not None:
             _check_networks(load_networks(resume_pkl), training_set, resume_pkl)
     finally:
         training_set.close()
+
+
+def _minibatches_gpu(sched_args: dict) -> list[int]:
+    """Samples per replica and round at every resolution that a run passes through."""
+    lods = range(int(training_schedule(0, **sched_args).lod) + 1)
+    # At lod k the schedule is that of a run which starts, and so stays, there.
+    starts = [2 ** (sched_args['resolution_log2'] - lod) for lod in lods]
+    return [training_schedule(0, **{**sched_args, 'lod_initial_resolution': start}).minibatch_gpu
+            for start in starts]
 
 
 def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl: str | None):
@@ -232,8 +251,8 @@ def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl
 
 def _check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
     """Raises UserError for networks of a snapshot that are not for the shapes of the data set."""
-    D = networks[1]
-    shape, label_size = D.input_shape[1:], D.input_shapes[1][1]
+    G, D, _ = networks
+    shape, label_size = D.input_shape[1:], G.input_shapes[1][1]
     if shape != training_set.shape or label_size != training_set.label_size:
         raise UserError(f'{path} is for images {shape} with label size {label_size}; the data set has '
                         f'{training_set.shape} and {training_set.label_size}')

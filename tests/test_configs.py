@@ -1,0 +1,147 @@
+"""The presets against the official schedules, and against what the papers and official programs state."""
+
+import tensorflow as tf
+from absl.testing import parameterized
+
+from dnnlib.util import UserError, get_obj_by_name
+from tests import testutil
+from tests.test_schedule import golden_rows
+from training.configs import CONFIG_F, CONFIGS, find_config, find_preset, gamma_argument, merge
+from training.schedule import training_schedule
+
+GROWING = ['config-a', 'config-b', 'config-c', 'config-d', 'progan', 'progan-acgan',
+           *(name for name in CONFIGS if name.startswith('stylegan-'))]
+
+
+class MergeTest(tf.test.TestCase):
+
+    def test_arguments_of_another_function_and_tables_are_replaced_as_a_whole(self):
+        base = {'D_loss_args': {'func_name': 'a', 'gamma': 1},
+                'sched_args': {'lrate_dict': {8: 1}, 'base': 2}}
+        self.assertEqual(merge(base, {'D_loss_args': {'func_name': 'b'}})['D_loss_args'], {'func_name': 'b'})
+        self.assertEqual(merge(base, {'D_loss_args': {'func_name': 'a', 'x': 3}})['D_loss_args'],
+                         {'func_name': 'a', 'gamma': 1, 'x': 3})
+        self.assertEqual(merge(base, {'D_loss_args': {'gamma': 2}})['D_loss_args'],
+                         {'func_name': 'a', 'gamma': 2})
+        self.assertEqual(merge(base, {'sched_args': {'lrate_dict': {16: 3}}})['sched_args'],
+                         {'lrate_dict': {16: 3}, 'base': 2})
+
+
+class PresetTest(tf.test.TestCase, parameterized.TestCase):
+
+    @testutil.needs_golden
+    @parameterized.parameters(
+        ('stylegan', 'paper_8gpu', 'stylegan-f', 8), ('stylegan', 'paper_1gpu', 'stylegan-f', 1),
+        ('progan', 'preset_v2_1gpu_fp32', 'progan', 1), ('progan', 'preset_v2_8gpus', 'progan', 8),
+        ('stylegan2', 'configs_A_to_D', 'config-b', 1))
+    def test_schedule_is_the_official_one(self, generation, official, name, num_gpus):
+        rows = [row for row in golden_rows(generation) if row['config'] == official]
+        self.assertGreater(len(rows), 15)
+        sched_args = find_config(name, num_gpus)['sched_args']
+        for row in rows:
+            found = training_schedule(row['cur_nimg'], row['resolution_log2'], num_gpus, **sched_args)
+            for field in ('lod', 'resolution', 'G_lrate', 'D_lrate', 'tick_kimg'):
+                self.assertEqual(found[field], row[field], f'{name} {row["cur_nimg"]} {field}')
+            self.assertEqual(found.minibatch_size, row.get('minibatch_size', row.get('minibatch')))
+            if 'minibatch_gpu' in row:
+                self.assertEqual(found.minibatch_gpu, row['minibatch_gpu'])
+
+    def test_minibatch_divides_for_every_number_of_gpus(self):
+        for name in GROWING:
+            for num_gpus in (1, 2, 4, 8):
+                for res_log2 in range(3, 11):
+                    for lod in range(res_log2 - 2):
+                        sched_args = merge(find_config(name, num_gpus)['sched_args'],
+                                           {'lod_initial_resolution': 2 ** (res_log2 - lod)})
+                        found = training_schedule(0, res_log2, num_gpus, **sched_args)
+                        self.assertEqual(found.minibatch_size % (found.minibatch_gpu * num_gpus), 0)
+
+    @parameterized.parameters(3, 5, 6, 7)
+    def test_other_numbers_of_gpus_round_the_minibatch_down(self, num_gpus):
+        found = training_schedule(0, 5, num_gpus, **find_config('stylegan-f', num_gpus)['sched_args'])
+        size = {3: 256, 5: 256, 6: 256, 7: 256}[num_gpus]  # Of 2 GPUs for 3, of 4 GPUs for the others.
+        self.assertEqual((found.minibatch_size, found.minibatch_gpu),
+                         (size // num_gpus * num_gpus, size // num_gpus))
+
+    def test_stylegan2_table_1(self):
+        rows = {}
+        for letter in 'abcdef':
+            config = find_config(f'config-{letter}')
+            rows[letter] = (
+                config['G_args']['func_name'].rpartition('.')[2], config['G_args'].get('synthesis_func'),
+                config['D_args']['func_name'].rpartition('.')[2], config['G_args']['fmap_base'],
+                config['D_args']['fmap_base'], config['G_loss_args']['func_name'].rpartition('.')[2],
+                config['D_loss_args'], config['lazy_regularization'],
+                config['sched_args'].get('lod_initial_resolution'))
+
+        def r1(gamma):
+            return {'func_name': 'training.loss.D_logistic_r1', 'gamma': gamma}
+
+        revised = ('G_main', 'G_synthesis_stylegan_revised', 'D_stylegan', 8192, 8192)
+        stylegan2 = ('G_main', None, 'D_stylegan2')
+        self.assertEqual(rows, {
+            'a': ('G_style', None, 'D_basic', 8192, 8192, 'G_logistic_ns', r1(10), False, 8),
+            'b': (*revised, 'G_logistic_ns', r1(10), False, 8),
+            'c': (*revised, 'G_logistic_ns', r1(10), True, 8),
+            'd': (*revised, 'G_logistic_ns_pathreg', r1(10), True, 8),
+            'e': (*stylegan2, 8192, 8192, 'G_logistic_ns_pathreg', r1(100), True, None),
+            'f': (*stylegan2, 16384, 16384, 'G_logistic_ns_pathreg', r1(10), True, None)})
+
+    def test_stylegan_tables(self):
+        def arguments(name):
+            args = dict(find_config(name)['G_args'])
+            self.assertEqual(args.pop('func_name'), 'training.networks_stylegan.G_style')
+            self.assertEqual(args.pop('fmap_base'), 8192)
+            return args
+
+        e = {'style_mixing_prob': 0}
+        d = {**e, 'use_noise': False}
+        c = {**d, 'const_input_layer': False}
+        b = {**c, 'use_styles': False, 'use_pixel_norm': True, 'use_instance_norm': False,
+             'mapping_layers': 0, 'truncation_psi': None}
+        expected = {'b': b, 'c': c, 'd': d, 'e': e, 'f': {}, 'wgangp': {},
+                    'mix0': {'style_mixing_prob': 0}, 'mix50': {'style_mixing_prob': 0.5},
+                    'mix100': {'style_mixing_prob': 1}, 'traditional-0': b,
+                    'traditional-8': {**b, 'mapping_layers': 8}, 'stylebased-0': {'mapping_layers': 0},
+                    'stylebased-1': {'mapping_layers': 1}, 'stylebased-2': {'mapping_layers': 2}}
+        self.assertEqual({f'stylegan-{name}' for name in expected},
+                         {name for name in CONFIGS if name.startswith('stylegan-')})
+        for name, args in expected.items():
+            self.assertEqual(arguments(f'stylegan-{name}'), args, name)
+        wgangp, lrates = find_config('stylegan-wgangp', 8), {128: 0.0015, 256: 0.002, 512: 0.002, 1024: 0.002}
+        self.assertEqual(wgangp['sched_args']['D_lrate_dict'], lrates)
+        self.assertEqual(wgangp['D_loss_args'], {'func_name': 'training.loss.D_wgan_gp'})
+
+    def test_programs(self):
+        stylegan, progan, acgan = (find_config(name) for name in ('stylegan-f', 'progan', 'progan-acgan'))
+        self.assertEqual((stylegan['total_kimg'], progan['total_kimg']), (25000, 12000))
+        self.assertEqual((stylegan['sched_args']['lod_initial_resolution'],
+                          progan['sched_args']['lod_initial_resolution']), (8, 4))
+        self.assertEqual((stylegan.get('G_smoothing'), progan['G_smoothing']), (None, 0.999))
+        self.assertEqual((stylegan['D_loss_args']['func_name'], stylegan['D_loss_args']['r1_gamma']),
+                         ('training.loss.D_logistic_simplegp', 10))
+        self.assertEqual((acgan['G_loss_args']['func_name'], acgan['dataset_args']['max_label_size']),
+                         ('training.loss.G_wgan_acgan', 'full'))
+        for config in (stylegan, progan, acgan):
+            self.assertTrue(config['D_first'])
+            self.assertFalse(config['lazy_regularization'])
+        self.assertFalse(find_config('config-a').get('D_first', False))
+        self.assertEqual([find_preset(name).family for name in ('config-a', 'stylegan-b', 'progan')],
+                         ['stylegan2', 'sgan', 'pgan'])
+
+    def test_every_name_in_a_preset_exists(self):
+        for name in CONFIGS:
+            config = find_config(name)
+            for key in ('G_args', 'D_args', 'G_loss_args', 'D_loss_args'):
+                self.assertTrue(callable(get_obj_by_name(config[key]['func_name'])), f'{name} {key}')
+        self.assertNotIn('lod_initial_resolution', CONFIG_F['sched_args'])
+
+    def test_gamma_is_the_weight_of_r1(self):
+        self.assertEqual(gamma_argument(find_config('config-b')), 'gamma')
+        self.assertEqual(gamma_argument(find_config('stylegan-f')), 'r1_gamma')
+        with self.assertRaisesRegex(UserError, '--gamma .* D_wgan_gp'):
+            gamma_argument(find_config('progan'))
+
+
+if __name__ == '__main__':
+    tf.test.main()
