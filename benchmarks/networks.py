@@ -206,7 +206,7 @@ def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, phases
     networks = make_networks(resolution, fmap_base, fmap_max)
     result = dict(resolution=resolution, fmap_base=fmap_base, fmap_max=fmap_max, batch=batch, repeats=repeats,
                   tensorflow=tf.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
-                  devices=[device.name for device in tf.config.list_logical_devices()], cpus=_num_cpus())
+                  devices=[device.name for device in tf.config.list_logical_devices()], cpus=num_cpus())
     # Training first: the peak of the memory is that of the process since its start.
     result['memory_before'] = peak_memory()
     times = measure(phase_functions(networks, phases, batch), repeats)
@@ -221,7 +221,8 @@ def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, phases
     return result
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
+    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 

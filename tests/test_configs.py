@@ -6,11 +6,16 @@ from absl.testing import parameterized
 from dnnlib.util import UserError, get_obj_by_name
 from tests import testutil
 from tests.test_schedule import golden_rows
-from training.configs import CONFIG_F, CONFIGS, find_config, find_preset, gamma_argument, merge
+from training.configs import (
+    CONFIG_F,
+    CONFIGS,
+    find_config,
+    find_preset,
+    gamma_argument,
+    growing_configs,
+    merge,
+)
 from training.schedule import training_schedule
-
-GROWING = ['config-a', 'config-b', 'config-c', 'config-d', 'progan', 'progan-acgan',
-           *(name for name in CONFIGS if name.startswith('stylegan-'))]
 
 
 class MergeTest(tf.test.TestCase):
@@ -47,7 +52,7 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
                 self.assertEqual(found.minibatch_gpu, row['minibatch_gpu'])
 
     def test_minibatch_divides_for_every_number_of_gpus(self):
-        for name in GROWING:
+        for name in growing_configs():
             for num_gpus in (1, 2, 4, 8):
                 for res_log2 in range(3, 11):
                     for lod in range(res_log2 - 2):
@@ -135,6 +140,8 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
             for key in ('G_args', 'D_args', 'G_loss_args', 'D_loss_args'):
                 self.assertTrue(callable(get_obj_by_name(config[key]['func_name'])), f'{name} {key}')
         self.assertNotIn('lod_initial_resolution', CONFIG_F['sched_args'])
+        self.assertEqual(set(CONFIGS) - set(growing_configs()),
+                         {name for name in CONFIGS if name.startswith(('config-e', 'config-f'))} | {'demo'})
 
     def test_gamma_is_the_weight_of_r1(self):
         self.assertEqual(gamma_argument(find_config('config-b')), 'gamma')

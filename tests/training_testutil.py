@@ -38,7 +38,25 @@ SMALL = dict(
     keep_snapshots=None,
 )
 
-# The same by flags, where ticks are longer than the run.
+# The embedded images grow from 8×8 to 16×16: minibatches of 16 at 8×8, then of 8; lod 1 until 64 images, then
+# a fade until 128.
+GROWING = dict(
+    G_args=dict(fmap_base=32, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8, mapping_layers=2),
+    D_args=dict(fmap_base=32, fmap_max=8),
+    sched_args=dict(lod_initial_resolution=8, lod_training_kimg=0.064, lod_transition_kimg=0.064,
+                    minibatch_size_base=8, minibatch_size_dict={8: 16}, minibatch_gpu_dict={8: 8},
+                    tick_kimg_base=0.03, tick_kimg_dict={}),
+    G_smoothing_kimg=0.1,
+    dataset_args=dict(resolution=16),
+    grid_args=dict(size='4x2'),
+    minibatch_repeats=1,
+    mirror_augment=True,
+    total_kimg=0.16,
+    image_snapshot_ticks=1,
+    network_snapshot_ticks=1,
+)
+
+# SMALL by flags, where ticks are longer than the run.
 SMALL_FLAGS = ['--config=demo', '--resolution=8', '--fmap-base=32', '--fmap-max=8', '--minibatch-size=8',
                '--minibatch-gpu=8', '--total-kimg=0.064', '--snap=1']
 
@@ -67,9 +85,18 @@ def small_kwargs(**changes: Any) -> dict[str, Any]:
 
 def train(result_dir: str, **changes: Any):
     """A run in a new directory; returns what the training loop returns."""
+    return _train(result_dir, small_kwargs(**changes))
+
+
+def train_growing(result_dir: str, config: str, **changes: Any):
+    """A run of a growing config as small as GROWING says."""
+    return _train(result_dir, merge(merge(find_config(config), GROWING), changes))
+
+
+def _train(result_dir: str, kwargs: dict):
     with contextlib.redirect_stdout(io.StringIO()):
         return submit_run(SubmitConfig(run_dir_root=result_dir, run_desc='small'),
-                          'training.training_loop.training_loop', **small_kwargs(**changes))
+                          'training.training_loop.training_loop', **kwargs)
 
 
 def resume(run_dir: str, **changes: Any):

@@ -236,6 +236,12 @@ def find_preset(name: str) -> Preset:
     return CONFIGS[name]
 
 
+def growing_configs() -> list[str]:
+    """The names of the configs that start at a low resolution."""
+    return [name for name, preset in CONFIGS.items()
+            if 'lod_initial_resolution' in preset.changes.get('sched_args', {})]
+
+
 def gamma_argument(config: dict[str, Any]) -> str:
     """The argument of the discriminator's loss that is the weight of R1; UserError where it has none."""
     function = config['D_loss_args']['func_name'].rpartition('.')[2]

@@ -52,7 +52,7 @@ def running_stage(structure: str, lod: tf.Tensor, ctx: Context) -> Stage | None:
         return None
     if ctx.stage is not None:
         return ctx.stage
-    return stage_of(float(lod)) if tf.executing_eagerly() else None
+    return stage_of(float(tf.convert_to_tensor(lod))) if tf.executing_eagerly() else None
 
 
 def upscale2d(x: tf.Tensor, factor: int = 2, gain: float = 1) -> tf.Tensor:

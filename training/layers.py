@@ -332,7 +332,7 @@ class NetworkLayer(Layer):
 
     def stage(self):
         """The training.growing.Stage that the variable `lod` says; None for networks that do not grow."""
-        return stage_of(float(self.named_variables()['lod'])) if self.grows else None
+        return stage_of(float(self.named_variables()['lod'].numpy())) if self.grows else None
 
     def add_component(self, key: str, network: 'NetworkLayer') -> 'NetworkLayer':
         """Registers a component under its official key ('synthesis', 'mapping')."""

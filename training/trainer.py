@@ -127,6 +127,10 @@ class Trainer:
         D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
         seed: int = 1000,
     ):
+        if G.grows != D.grows:
+            raise UserError('G and D must both be growing networks, or neither. '
+                            f'Received: {type(G).__name__} and {type(D).__name__}')
+        self.stage: Stage | None = None
         self.strategy, self.G, self.D, self.Gs, self.seed = strategy, G, D, Gs, int(seed)
         self.lazy = lazy_regularization
         self.num_replicas = strategy.num_replicas_in_sync
@@ -143,10 +147,6 @@ class Trainer:
         phases = [self._make_phases('G', G, G_parts, 0, needs_reals=False),
                   self._make_phases('D', D, D_parts, 2, needs_reals=True)]
         self.phases: list[Phase] = sum(reversed(phases) if D_first else phases, [])
-        if G.grows != D.grows:
-            raise UserError('G and D must both be growing networks, or neither. '
-                            f'Received: {type(G).__name__} and {type(D).__name__}')
-        self.stage: Stage | None = None
         self._functions: dict = {}
         self._accumulators: dict[str, list] = {}
         self._updated: dict[str, list] = {}
