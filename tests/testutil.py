@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib.tflib import legacy
-from dnnlib.util import get_obj_by_name
+from dnnlib.tflib.network import find_network_class
 from training.context import Context
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -69,16 +69,32 @@ def assert_close(test, actual, expected, rtol: float = 1e-4, atol_rel: float = 1
 
 
 def build_network(state: legacy.NetworkState, **kwargs):
-    """The StyleGAN2 network of a pickle as a layer, its variables set to the pickled values."""
-    network = get_obj_by_name(f'training.networks_stylegan2.{state.build_func_name}')(
+    """The network of a pickle as a layer, its variables set to the pickled values."""
+    network = find_network_class(state.build_func_name, state.version)(
         name=state.name, **{**state.static_kwargs, **kwargs})
     set_variables(network, state.all_variables())
     return network
 
 
-def load_networks(*parts: str) -> list:
+def load_networks(*parts: str, **kwargs) -> list:
     """The networks of a golden snapshot, (G, D, Gs)."""
-    return [build_network(state) for state in legacy.load_pkl(golden(*parts))]
+    return [build_network(state, **kwargs) for state in legacy.load_pkl(golden(*parts))]
+
+
+def fix_generator(G):
+    """No noise, no mixing and no average of w: the generator calls that the losses were recorded with."""
+    if G.components:
+        G.synthesis.randomize_noise = False
+        G.style_mixing_prob = G.dlatent_avg_beta = None
+    return G
+
+
+def set_lod(networks, lod: float) -> None:
+    """Sets the level of detail of growing networks, their components included."""
+    for network in networks:
+        for name, variable in network.named_variables().items():
+            if name.rpartition('/')[2] == 'lod':
+                variable.assign(lod)
 
 
 def set_variables(network, values: dict) -> None:
@@ -158,10 +174,12 @@ class RecordedContext(Context):
         normals: arrays for normal(); each must have the shape asked for.
         uniforms: arrays for uniform(). integers: numbers for integers(). labels: arrays for random_labels().
         loss_state: {name: variable}.
+        stage: training.growing.Stage; images of growing networks then have its size, as in training steps.
     """
 
-    def __init__(self, normals=(), uniforms=(), integers=(), labels=(), loss_state=None):
-        super().__init__(keep_features=True, loss_state=loss_state)
+    def __init__(self, normals=(), uniforms=(), integers=(), labels=(), loss_state=None, stage=None):
+        super().__init__(keep_features=True, loss_state=loss_state, stage=stage)
+        self.stage_size = stage is not None
         self._queues = {'normal': list(normals), 'uniform': list(uniforms), 'integers': list(integers),
                         'labels': list(labels)}
         self.reports = {}

@@ -46,6 +46,8 @@ def running_stage(structure: str, lod: tf.Tensor, ctx: Context) -> Stage | None:
         lod: scalar, the level of detail.
     """
     check_structure(structure)
+    if ctx.stage_size:  # The reals have the size of the stage; so must the fakes.
+        return ctx.stage
     if structure == 'fixed':
         return Stage(0, False)
     if structure == 'linear':

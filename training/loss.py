@@ -1,14 +1,18 @@
-"""Loss functions of StyleGAN2.
+"""Loss functions of ProGAN, StyleGAN and StyleGAN2.
 
 Every function is called as `func(G, D, ctx, minibatch_size, [reals, labels,] **kwargs)`, with reals
 [N, H, W, C] and labels [N, label_size] for a discriminator, and returns two parts, `(loss, reg)`: functions
 without arguments that give one number per sample, the loss [N, 1] and the regularization term [N]; reg is
 None where there is none. What is minimized is the mean. They are separate because lazy regularization
-(StyleGAN2, section 3.1) evaluates them at different intervals.
+(StyleGAN2, section 3.1) evaluates them at different intervals; ProGAN and StyleGAN minimize their sum.
+
+Images have the final resolution or, in the training steps of growing networks, that of the stage: the numbers
+are the same (`Context.pixel_scale`). A discriminator returns scores [N, 1], or (scores, label logits
+[N, label_size]) with which the AC-GAN losses train it to classify as well.
 
 Random numbers come from `ctx`, in the official order. Sources: Goodfellow et al. 2014 (logistic), Arjovsky et
 al. 2017 and Gulrajani et al. 2017 (WGAN, WGAN-GP), Mescheder et al. 2018 (R1, R2), Lim & Ye 2017 (hinge),
-Karras et al. 2019 (path length regularization).
+Odena et al. 2017 (AC-GAN), Karras et al. 2019 (path length regularization).
 """
 
 import functools
@@ -26,15 +30,32 @@ def _generate(G, ctx, minibatch_size, labels, **kwargs):
     return G(latents, labels, is_training=True, ctx=ctx, **kwargs)
 
 
-def _score(D, ctx, images, labels, name):
-    """Scores [N, 1] of images, reported under Loss/scores/<name>."""
-    return ctx.report(f'Loss/scores/{name}', D(images, labels, is_training=True, ctx=ctx))
+def _discriminate(D, ctx, images, labels, name):
+    """Scores [N, 1] of images, reported under Loss/scores/<name>, and label logits or None."""
+    output = D(images, labels, is_training=True, ctx=ctx)
+    scores, logits = output if isinstance(output, list | tuple) else (output, None)
+    if logits is not None and logits.shape[1] == 0:
+        logits = None
+    return ctx.report(f'Loss/scores/{name}', scores), logits
 
 
-def _generator_loss(G, D, ctx, minibatch_size, of_scores) -> Part:
+def _label_penalty(ctx, labels, logits, name, cond_weight):
+    """The AC-GAN term: cross entropy of labels and logits [N, 1]; 0 where there are no labels."""
+    if logits is None:
+        return 0.0
+    penalty = tf.nn.softmax_cross_entropy_with_logits(labels, logits)[:, tf.newaxis]
+    return ctx.report(f'Loss/label_penalty_{name}', penalty) * cond_weight
+
+
+def _generator_loss(G, D, ctx, minibatch_size, of_scores, cond_weight=None) -> Part:
+    """The loss of_scores(scores of fakes), with the AC-GAN term where it has a weight."""
     def loss():
         labels = ctx.random_labels(minibatch_size)
-        return of_scores(_score(D, ctx, _generate(G, ctx, minibatch_size, labels), labels, 'fake'))
+        scores, logits = _discriminate(D, ctx, _generate(G, ctx, minibatch_size, labels), labels, 'fake')
+        values = of_scores(scores)
+        if cond_weight is not None:
+            values += _label_penalty(ctx, labels, logits, 'fakes', cond_weight)
+        return values
     return loss
 
 
@@ -51,6 +72,14 @@ def G_logistic_ns(G, D, ctx, minibatch_size: int) -> Parts:
 def G_wgan(G, D, ctx, minibatch_size: int) -> Parts:
     """Wasserstein loss: -D(fake)."""
     return _generator_loss(G, D, ctx, minibatch_size, lambda scores: -scores), None
+
+
+G_logistic_saturating, G_logistic_nonsaturating = G_logistic, G_logistic_ns   # Their names in StyleGAN.
+
+
+def G_wgan_acgan(G, D, ctx, minibatch_size: int, cond_weight: float = 1.0) -> Parts:
+    """Wasserstein loss plus, with labels, the cross entropy of D's label output (Odena et al. 2017)."""
+    return _generator_loss(G, D, ctx, minibatch_size, lambda scores: -scores, cond_weight), None
 
 
 def G_hinge(G, D, ctx, minibatch_size: int) -> Parts:
@@ -93,80 +122,109 @@ def G_logistic_ns_pathreg(
 G_logistic_ns_pathreg.state = {'pl_mean': 0.0}
 
 
-def _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, of_scores) -> tuple[Part, Part]:
-    """The loss of_scores(real scores, fake scores), and the fakes for whoever needs them in the same pass."""
-    fakes = functools.cache(lambda: _generate(G, ctx, minibatch_size, labels))
+class _Pass:
+    """What loss and regularizer of a discriminator share, computed once: one tape must record both."""
 
-    def loss():
-        fake_scores = _score(D, ctx, fakes(), labels, 'fake')
-        return of_scores(_score(D, ctx, reals, labels, 'real'), fake_scores)
+    def __init__(self, G, D, ctx, minibatch_size, reals, labels):
+        self.G, self.D, self.ctx, self.minibatch_size = G, D, ctx, minibatch_size
+        self.reals, self.labels = reals, labels
+        self._outputs: dict[str, tuple] = {}
 
-    return loss, fakes
+    @functools.cached_property
+    def fakes(self) -> tf.Tensor:
+        """Images generated for the labels of the reals."""
+        return _generate(self.G, self.ctx, self.minibatch_size, self.labels)
+
+    @functools.cached_property
+    def mixed(self) -> tf.Tensor:
+        """Random points on the lines between reals and fakes."""
+        images = self.fakes
+        factors = self.ctx.uniform([self.minibatch_size, 1, 1, 1], dtype=self.reals.dtype)
+        return self.reals + (images - self.reals) * factors
+
+    def _output(self, name: str) -> tuple:
+        """(images, scores, label logits or None, tape) of the 'fake', 'real' or 'mixed' images."""
+        if name not in self._outputs:
+            images = self.reals if name == 'real' else self.fakes if name == 'fake' else self.mixed
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                scores, logits = _discriminate(self.D, self.ctx, images, self.labels, name)
+            self._outputs[name] = images, scores, logits, tape
+        return self._outputs[name]
+
+    def scores(self, name: str) -> tf.Tensor:
+        """Scores [N, 1] of the 'fake' or 'real' images."""
+        return self._output(name)[1]
+
+    def label_penalty(self, name: str, cond_weight: float):
+        """The AC-GAN term [N, 1] of the 'fake' or 'real' images."""
+        return _label_penalty(self.ctx, self.labels, self._output(name)[2], f'{name}s', cond_weight)
+
+    def gradient_power(self, name: str) -> tf.Tensor:
+        """Sum of squares of d D(images) / d images, per sample [N], for images of the final resolution."""
+        images, scores, _, tape = self._output(name)
+        power = tf.reduce_sum(tf.square(tape.gradient(scores, images)), axis=[1, 2, 3])
+        scale = self.ctx.pixel_scale
+        return power if scale == 1 else power * scale
 
 
-def _logistic(real_scores, fake_scores):
-    return tf.nn.softplus(fake_scores) + tf.nn.softplus(-real_scores)
+def _logistic(run: _Pass):
+    return tf.nn.softplus(run.scores('fake')) + tf.nn.softplus(-run.scores('real'))
 
 
 def D_logistic(G, D, ctx, minibatch_size: int, reals, labels) -> Parts:
     """Logistic loss: -log(1 - logistic(D(fake))) - log(logistic(D(real)))."""
-    return _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _logistic)[0], None
-
-
-def _gradient_power(D, ctx, images, labels, name):
-    """Sum of squares of d D(images) / d images, per sample [N]."""
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        total = tf.reduce_sum(_score(D, ctx, images, labels, name))
-    return tf.reduce_sum(tf.square(tape.gradient(total, images)), axis=[1, 2, 3])
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _logistic(run), None
 
 
 def D_logistic_r1(G, D, ctx, minibatch_size: int, reals, labels, gamma: float = 10.0) -> Parts:
     """Logistic loss with R1: gamma/2 · |dD/dx|² at reals (Mescheder et al. 2018, equation 9)."""
-    loss, _ = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _logistic)
-
-    def reg():
-        penalty = ctx.report('Loss/gradient_penalty', _gradient_power(D, ctx, reals, labels, 'real'))
-        return penalty * (gamma * 0.5)
-
-    return loss, reg
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _logistic(run), lambda: _simple_penalty(run, 'real', 'gradient_penalty', gamma)
 
 
 def D_logistic_r2(G, D, ctx, minibatch_size: int, reals, labels, gamma: float = 10.0) -> Parts:
     """Logistic loss with R2: gamma/2 · |dD/dx|² at fakes (Mescheder et al. 2018, equation 10)."""
-    loss, fakes = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _logistic)
-
-    def reg():
-        penalty = ctx.report('Loss/gradient_penalty', _gradient_power(D, ctx, fakes(), labels, 'fake'))
-        return penalty * (gamma * 0.5)
-
-    return loss, reg
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _logistic(run), lambda: _simple_penalty(run, 'fake', 'gradient_penalty', gamma)
 
 
-def _wasserstein(ctx, wgan_epsilon):
+def D_logistic_simplegp(
+    G, D, ctx, minibatch_size: int, reals, labels,
+    r1_gamma: float = 10.0,         # Weight of R1, the gradient penalty at reals.
+    r2_gamma: float = 0.0,          # Weight of R2, the gradient penalty at fakes.
+) -> Parts:
+    """Logistic loss with R1 and R2, each where its weight is not 0 (StyleGAN, appendix C)."""
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    terms = [term for term in [('real', 'r1_penalty', r1_gamma), ('fake', 'r2_penalty', r2_gamma)] if term[2]]
+    reg = (lambda: sum(_simple_penalty(run, *term) for term in terms)) if terms else None
+    return lambda: _logistic(run), reg
+
+
+def _simple_penalty(run: _Pass, name: str, report: str, gamma: float):
+    """gamma/2 · |dD/dx|² [N] at the 'real' or 'fake' images."""
+    return run.ctx.report(f'Loss/{report}', run.gradient_power(name)) * (gamma * 0.5)
+
+
+def _wasserstein(run: _Pass, wgan_epsilon: float):
     """D(fake) - D(real) + epsilon·D(real)², the last term against drift (ProGAN, appendix A.1)."""
-    def of_scores(real_scores, fake_scores):
-        epsilon_penalty = ctx.report('Loss/epsilon_penalty', tf.square(real_scores))
-        return fake_scores - real_scores + epsilon_penalty * wgan_epsilon
-    return of_scores
+    fake_scores, real_scores = run.scores('fake'), run.scores('real')
+    epsilon_penalty = run.ctx.report('Loss/epsilon_penalty', tf.square(real_scores))
+    return fake_scores - real_scores + epsilon_penalty * wgan_epsilon
 
 
 def D_wgan(G, D, ctx, minibatch_size: int, reals, labels, wgan_epsilon: float = 0.001) -> Parts:
     """Wasserstein loss: D(fake) - D(real), with a small penalty against drift."""
-    of_scores = _wasserstein(ctx, wgan_epsilon)
-    return _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, of_scores)[0], None
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _wasserstein(run, wgan_epsilon), None
 
 
-def _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target) -> Part:
+def _gradient_penalty(run: _Pass, wgan_lambda: float, wgan_target: float):
     """lambda/target²·(|dD/dx| - target)² at random points between reals and fakes (Gulrajani et al. 2017)."""
-    def reg():
-        images = fakes()
-        factors = ctx.uniform([minibatch_size, 1, 1, 1], dtype=reals.dtype)
-        power = _gradient_power(D, ctx, reals + (images - reals) * factors, labels, 'mixed')
-        norms = ctx.report('Loss/mixed_norms', tf.sqrt(power))
-        penalty = ctx.report('Loss/gradient_penalty', tf.square(norms - wgan_target))
-        return penalty * (wgan_lambda / wgan_target ** 2)
-    return reg
+    norms = run.ctx.report('Loss/mixed_norms', tf.sqrt(run.gradient_power('mixed')))
+    penalty = run.ctx.report('Loss/gradient_penalty', tf.square(norms - wgan_target))
+    return penalty * (wgan_lambda / wgan_target ** 2)
 
 
 def D_wgan_gp(
@@ -176,19 +234,35 @@ def D_wgan_gp(
     wgan_target: float = 1.0,       # Target of the gradient magnitudes.
 ) -> Parts:
     """Wasserstein loss with gradient penalty (Gulrajani et al. 2017; ProGAN, appendix A.1)."""
-    of_scores = _wasserstein(ctx, wgan_epsilon)
-    loss, fakes = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, of_scores)
-    reg = _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
-    return loss, reg
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _wasserstein(run, wgan_epsilon), lambda: _gradient_penalty(run, wgan_lambda, wgan_target)
 
 
-def _hinge(real_scores, fake_scores):
-    return tf.maximum(0.0, 1 + fake_scores) + tf.maximum(0.0, 1 - real_scores)
+def D_wgangp_acgan(
+    G, D, ctx, minibatch_size: int, reals, labels,
+    wgan_lambda: float = 10.0,      # Weight of the gradient penalty.
+    wgan_epsilon: float = 0.001,    # Weight of the penalty on the scores of reals.
+    wgan_target: float = 1.0,       # Target of the gradient magnitudes.
+    cond_weight: float = 1.0,       # Weight of the cross entropies of labels.
+) -> Parts:
+    """WGAN-GP plus, with labels, the cross entropies of D's label output at reals and fakes (AC-GAN)."""
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+
+    def loss():
+        values = _wasserstein(run, wgan_epsilon)
+        return values + run.label_penalty('real', cond_weight) + run.label_penalty('fake', cond_weight)
+
+    return loss, lambda: _gradient_penalty(run, wgan_lambda, wgan_target)
+
+
+def _hinge(run: _Pass):
+    return tf.maximum(0.0, 1 + run.scores('fake')) + tf.maximum(0.0, 1 - run.scores('real'))
 
 
 def D_hinge(G, D, ctx, minibatch_size: int, reals, labels) -> Parts:
     """Hinge loss: max(0, 1 + D(fake)) + max(0, 1 - D(real))."""
-    return _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _hinge)[0], None
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _hinge(run), None
 
 
 def D_hinge_gp(
@@ -197,6 +271,5 @@ def D_hinge_gp(
     wgan_target: float = 1.0,       # Target of the gradient magnitudes.
 ) -> Parts:
     """Hinge loss with the gradient penalty of WGAN-GP."""
-    loss, fakes = _discriminator_loss(G, D, ctx, minibatch_size, reals, labels, _hinge)
-    reg = _interpolation_penalty(D, ctx, minibatch_size, reals, labels, fakes, wgan_lambda, wgan_target)
-    return loss, reg
+    run = _Pass(G, D, ctx, minibatch_size, reals, labels)
+    return lambda: _hinge(run), lambda: _gradient_penalty(run, wgan_lambda, wgan_target)
