@@ -8,6 +8,7 @@ from dnnlib.util import UserError
 from tests import testutil
 from training.context import Context, StepContext
 from training.growing import (
+    STRUCTURES,
     Stage,
     check_structure,
     downscale2d,
@@ -116,6 +117,8 @@ class GrowingTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(running_stage('recursive', lod, given), Stage(3, False))
         self.assertEqual(running_stage('fixed', lod, given), Stage(0, False))
         self.assertIsNone(running_stage('linear', lod, given))
+        for structure in STRUCTURES:  # In a training step the reals have the size of the stage.
+            self.assertEqual(running_stage(structure, lod, step_context(2.5)), Stage(2, True))
         traced = []
         tf.function(lambda: traced.append(running_stage('auto', lod, Context())), autograph=False)()
         self.assertEqual(traced, [None])  # A later value of lod must count too.

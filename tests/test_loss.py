@@ -16,18 +16,10 @@ DISCRIMINATOR_LOSSES = ('D_logistic', 'D_logistic_r1', 'D_logistic_r2', 'D_wgan'
 ARGUMENTS = {'D_logistic_r1': {'gamma': 7}, 'D_logistic_r2': {'gamma': 7}, 'D_wgan_gp': {'wgan_target': 1.5}}
 
 
-def fix_generator(G):
-    """No noise, no mixing and no average of w: the generator calls that the losses were recorded with."""
-    G.synthesis.randomize_noise = False
-    G.style_mixing_prob = None
-    G.dlatent_avg_beta = None
-    return G
-
-
 @functools.cache
 def golden_networks(condition):
     G, D, _ = testutil.load_networks('stylegan2', f'{condition}_Gskip_Dresnet_32.pkl')
-    return fix_generator(G), D
+    return testutil.fix_generator(G), D
 
 
 @testutil.needs_golden
@@ -104,7 +96,8 @@ class FormulaTest(tf.test.TestCase):
         tf.keras.utils.set_random_seed(3)
         options = dict(resolution=8, fmap_base=32, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8,
                        mapping_layers=2, label_size=3)
-        self.G, self.D = fix_generator(G_main(**options)), D_stylegan2(**options, mbstd_group_size=1)
+        self.G = testutil.fix_generator(G_main(**options))
+        self.D = D_stylegan2(**options, mbstd_group_size=1)
         rng = np.random.RandomState(0)
         # Scores on both sides of the hinges.
         self.D.named_variables()['Output/weight'].assign(30 * rng.randn(8, 3))
@@ -147,7 +140,7 @@ class FormulaTest(tf.test.TestCase):
 
     def test_one_number_per_sample(self):
         names = [name for name in dir(loss) if name.startswith(('G_', 'D_'))]
-        self.assertLen(names, 12)
+        self.assertLen(names, 17)
         for name in names:
             normals = [self.latents] if name != 'G_logistic_ns_pathreg' else \
                 [self.latents, self.latents[:2], np.random.randn(2, 8, 8, 3)]

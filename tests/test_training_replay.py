@@ -2,77 +2,117 @@
 
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
 from dnnlib.tflib import legacy
 from tests import testutil
 from training import loss
+from training.growing import downscale2d, stage_of
 from training.optimizer import Optimizer
 from training.schedule import ema_beta, lazy_regularization
 
 
 class Replay:
-    """StyleGAN2 training of (G, D, Gs), fed with the recorded arrays `feed/*` (first axis: the iteration).
+    """Training of (G, D, Gs), fed with the recorded arrays `feed/*` (first axis: the iteration).
 
     Args:
-        networks: (G, D, Gs) as layers. meta: settings of the recorded run. feed: {name: array}.
+        networks: (G, D, Gs) as layers.
+        meta: settings of the recorded run. Those of ProGAN and StyleGAN name their losses; there D is updated
+            first, and loss and regularizer are minimized as a sum.
+        feed: {name: array}. lods: level of detail of each iteration.
+        stage_size: Shrink the reals to the size of the stage, as the training loop feeds them?
     """
 
-    def __init__(self, networks, meta: dict, feed: dict[str, np.ndarray]):
-        self.G, self.D, self.Gs = networks
-        self.G.synthesis.randomize_noise = False
-        self.meta, self.feed = meta, feed
-        self.loss_state = {name: tf.Variable(value)
-                           for name, value in loss.G_logistic_ns_pathreg.state.items()}
+    def __init__(self, networks, meta: dict, feed: dict[str, np.ndarray], lods=None, stage_size=False):
+        self.networks = self.G, self.D, self.Gs = networks
+        if self.G.components:
+            self.G.synthesis.randomize_noise = False
+        self.meta, self.feed, self.lods, self.stage_size = meta, feed, lods, stage_size
+        self.lazy = meta.get('lazy_regularization', False)
+        self.D_first = 'G_loss' in meta
+        if self.D_first:
+            self.losses = {'G': (meta['G_loss'], {}), 'D': (meta['D_loss'], meta['D_loss_kwargs'])}
+            self.ema_beta = meta['Gs_beta']
+        else:
+            pl = {f'pl_{key}': value for key, value in (meta['pl'] or {}).items()}
+            self.losses = {'G': ('G_logistic_ns_pathreg' if pl else 'G_logistic_ns', pl),
+                           'D': ('D_logistic_r1', dict(gamma=meta['r1_gamma']))}
+            self.ema_beta = ema_beta(meta['minibatch'], meta['G_smoothing_kimg'])
+        self.loss_state = {name: tf.Variable(value, dtype=tf.float64) for func, _ in self.losses.values()
+                           for name, value in getattr(getattr(loss, func), 'state', {}).items()}
         self.lrates, self.optimizers = {}, {}
         for name, network in [('G', self.G), ('D', self.D)]:
             self.lrates[name], beta1, beta2 = lazy_regularization(
-                meta['lrate'], meta['beta1'], meta['beta2'], meta[f'{name}_reg_interval'])
+                meta['lrate'], meta['beta1'], meta['beta2'], meta.get(f'{name}_reg_interval'))
             trainables = network.named_trainables()
             self.optimizers[name] = Optimizer(f'Train{name}', list(trainables.values()), beta1, beta2,
                                               meta['epsilon'], variable_names=list(trainables))
-        self.ema_beta = ema_beta(meta['minibatch'], meta['G_smoothing_kimg'])
 
-    def iteration(self, index: int) -> dict[str, np.ndarray]:
+    def iteration(self, index: int) -> dict[str, float | np.ndarray]:
         """One iteration in the official order. Returns what was logged, by the names of `log/*`."""
-        log = {'G_loss': self._phase('G', index, 'g', regularize=False)}
-        if index % self.meta['G_reg_interval'] == 0:
-            log['G_reg'] = self._phase('G', index, 'pl', regularize=True)
-        log['D_loss'] = self._phase('D', index, 'd', regularize=False)
-        self._update_average()
-        if index % self.meta['D_reg_interval'] == 0:
-            log['D_reg'] = self._phase('D', index, None, regularize=True)
-        return {**log, 'pl_mean': self.loss_state['pl_mean'].numpy(),
-                'dlatent_avg': self.G.dlatent_avg.numpy()}
+        if self.lods is not None:
+            testutil.set_lod(self.networks, self.lods[index])
+        log = {}
+        if not self.D_first:
+            self._update('G', index, log)
+        self._update('D', index, log, between=self._update_average)
+        if self.D_first:
+            self._update('G', index, log)
+        log.update({name: variable.numpy() for name, variable in self.loss_state.items()})
+        if self.G.components:
+            log['dlatent_avg'] = self.G.dlatent_avg.numpy()
+        return log
 
-    def _phase(self, name, index, draws, regularize):
-        """One update of G or D by its loss or regularizer; returns the mean of what was recorded of it."""
-        size, pl = self.meta['minibatch'], self.meta['pl']
+    def _update(self, name, index, log, between=lambda: None):
+        """The update of G or D by its loss, `between`, and the update by its regularizer where it is due."""
+        log[f'{name}_loss'] = self._phase(name, index, name.lower(), use_loss=True, use_reg=not self.lazy)
+        between()
+        if self.lazy and index % self.meta[f'{name}_reg_interval'] == 0:
+            draws = 'pl' if name == 'G' else None
+            log[f'{name}_reg'] = self._phase(name, index, draws, use_loss=False, use_reg=True)
+
+    def _phase(self, name, index, draws, use_loss, use_reg):
+        """One step of the optimizer; returns the mean of what is minimized, before the lazy factor."""
         ctx = self._context(index, draws)
-        if name == 'G':
-            parts = loss.G_logistic_ns_pathreg(self.G, self.D, ctx, size, pl['minibatch_shrink'], pl['decay'],
-                                               pl['weight'])
-        else:
-            reals = tf.constant(testutil.nhwc(self.feed['reals'][index]))
-            labels = tf.constant(self.feed['labels'][index])
-            parts = loss.D_logistic_r1(self.G, self.D, ctx, size, reals, labels, gamma=self.meta['r1_gamma'])
-        part, factor = (parts[1], self.meta[f'{name}_reg_interval']) if regularize else (parts[0], 1)
+        func, kwargs = self.losses[name]
+        arguments = () if name == 'G' else self._reals(index)
+        part, reg = getattr(loss, func)(self.G, self.D, ctx, self.meta['minibatch'], *arguments, **kwargs)
+        factor = 1 if use_loss else self.meta[f'{name}_reg_interval']
         network = self.G if name == 'G' else self.D
-        values, gradients = testutil.gradients(network, lambda: part() * factor)
-        self.optimizers[name].apply(list(gradients.values()), self.lrates[name])
+
+        def total():
+            terms = [part()] if use_loss else []
+            return sum(tf.reduce_mean(term) for term in terms + ([reg()] if use_reg and reg else [])) * factor
+
+        value, gradients = testutil.gradients(network, total)
+        trainables = network.named_trainables()
+        self.optimizers[name].apply([tf.zeros_like(trainables[key].value) if gradient is None else gradient
+                                     for key, gradient in gradients.items()], self.lrates[name])
         if not ctx.all_used():
             raise AssertionError(f'{name}: recorded numbers are left over')
-        return float(tf.reduce_mean(values)) / factor
+        return float(value) / factor
+
+    def _stage(self, index):
+        return stage_of(self.lods[index]) if self.stage_size else None
+
+    def _reals(self, index):
+        reals = tf.constant(testutil.nhwc(self.feed['reals'][index]))
+        if self.stage_size:
+            reals = downscale2d(reals, 2 ** self._stage(index).lod_floor)
+        return reals, tf.constant(self.feed['labels'][index])
 
     def _context(self, index, draws):
-        if draws is None:
-            return testutil.RecordedContext(loss_state=self.loss_state)
         feed = {name: values[index] for name, values in self.feed.items()}
-        normals = [feed[f'{draws}_latents'], feed[f'{draws}_mix_latents']]
+
+        def recorded(*names):
+            return [feed[f'{draws}_{name}'] for name in names if f'{draws}_{name}' in feed]
+
+        normals = recorded('latents', 'mix_latents')
         if draws == 'pl':
             normals.append(testutil.nhwc(feed['pl_noise']))
         return testutil.RecordedContext(
-            normals, [feed[f'{draws}_mix_u']], [feed[f'{draws}_mix_cutoff']],
-            [feed[f'{draws}_labels']] if f'{draws}_labels' in feed else [], self.loss_state)
+            normals, recorded('mix_u', 'mixing_factors'), recorded('mix_cutoff'), recorded('labels'),
+            self.loss_state, self._stage(index))
 
     def _update_average(self):
         sources = self.G.named_variables()
@@ -81,7 +121,7 @@ class Replay:
             variable.assign(value + (variable - value) * self.ema_beta if variable.trainable else value)
 
 
-class ReplayTest(tf.test.TestCase):
+class ReplayTest(parameterized.TestCase, tf.test.TestCase):
 
     def _check_variables(self, network, state, lrate, updates, msg):
         """All trained elements but 1 % agree; with beta1 = 0 the rest may differ by two steps per update."""
@@ -98,24 +138,41 @@ class ReplayTest(tf.test.TestCase):
         self.assertLess(np.mean(excess > 0), 0.01, msg)
         self.assertLess(np.max(excess), 2 * lrate * updates, msg)
 
-    def test_config_f_with_lazy_regularization(self):
-        a = testutil.load('training', 'stylegan2_f.npz')
+    def _check_run(self, run, updates, stage_size=False, **kwargs):
+        """Replays all iterations; `updates` is the number of steps of an optimizer in one of them."""
+        a = testutil.load('training', f'{run}.npz')
         meta = a['meta']
-        self.assertTrue(meta['lazy_regularization'])
-        feed = {key.removeprefix('feed/'): value for key, value in a.items() if key.startswith('feed/')}
-        replay = Replay(testutil.load_networks('training', 'stylegan2_f_init.pkl'), meta, feed)
+        # In float64: on which side of a leaky ReLU's kink an activation lies is no matter of rounding then.
+        feed = {key.removeprefix('feed/'): value if value.dtype.kind == 'i' else np.float64(value)
+                for key, value in a.items() if key.startswith('feed/')}
+        networks = testutil.load_networks('training', f'{run}_init.pkl', dtype='float64', **kwargs)
+        lods = a['lods'] if networks[1].grows else None
+        replay = Replay(networks, meta, feed, lods, stage_size)
         logs = {}
-        for index in range(6):
+        for index in range(len(feed['reals'])):
             for name, value in replay.iteration(index).items():
                 logs.setdefault(name, []).append(value)
             if index + 1 in meta['snapshots_after']:
-                states = legacy.load_pkl(testutil.golden('training', f'stylegan2_f_after{index + 1}.pkl'))
-                for network, state in zip((replay.G, replay.D, replay.Gs), states, strict=True):
-                    self._check_variables(network, state, meta['lrate'], 2 * (index + 1),
+                states = legacy.load_pkl(testutil.golden('training', f'{run}_after{index + 1}.pkl'))
+                for network, state in zip(networks, states, strict=True):
+                    self._check_variables(network, state, meta['lrate'], updates * (index + 1),
                                           f'{state.name} after {index + 1}')
         self.assertEqual({f'log/{name}' for name in logs}, {key for key in a if key.startswith('log/')})
         for name, values in logs.items():
             testutil.assert_close(self, np.float32(values), a[f'log/{name}'], msg=name)
+
+    def test_config_f_with_lazy_regularization(self):
+        self._check_run('stylegan2_f', updates=2)
+
+    @parameterized.product(run=('stylegan2_bcd_nolazy', 'stylegan', 'progan_label4'),
+                           mode=('linear', 'recursive', 'stage_size'))
+    @testutil.needs_golden
+    def test_growing(self, run, mode):
+        """lod goes from 1 to 0 by way of 0.7 and 0.3."""
+        if mode == 'stage_size':
+            self._check_run(run, updates=1, stage_size=True)
+        else:
+            self._check_run(run, updates=1, structure=mode)
 
 
 if __name__ == '__main__':
