@@ -327,7 +327,7 @@ class RoundTripTest(Base):
     def test_ada(self):
         ada = NetworkState('Gs', 'G_main', version=5)
         self.assertEqual(load(legacy.dumps(ada)).version, 5)
-        with self.assertRaisesRegex(UserError, r'StyleGAN2-ADA.*networks of StyleGAN2 \(state version 4\)'):
+        with self.assertRaisesRegex(UserError, r'StyleGAN2-ADA.*expected a network of StyleGAN2 \(4\)'):
             legacy.check_supported(NetworkState('G', 'G_main', components={'mapping': ada}))
         legacy.check_supported(sample())
 

@@ -89,7 +89,9 @@ def grow_images(
         images = to_rgb(x, 2)
         for res in range(3, resolution_log2 + 1):
             x = features(x, res)
-            images = _lerp_clip(to_rgb(x, res), upscale2d(images), lod - (resolution_log2 - res))
+            level = resolution_log2 - res
+            images = ctx.feature(f'Grow_lod{level}',
+                                 _lerp_clip(to_rgb(x, res), upscale2d(images), lod - level))
         return images
     top, fading = _top_level(resolution_log2, stage)
     x = below = None
@@ -116,7 +118,8 @@ def shrink_images(
         for res in range(resolution_log2, 2, -1):
             x = block(x, res)
             images = downscale2d(images)
-            x = _lerp_clip(x, from_rgb(images, res - 1), lod - (resolution_log2 - res))
+            level = resolution_log2 - res
+            x = ctx.feature(f'Grow_lod{level}', _lerp_clip(x, from_rgb(images, res - 1), lod - level))
         return x
     top, fading = _top_level(resolution_log2, stage)
     if not ctx.stage_size:

@@ -351,3 +351,11 @@ def log2_resolution(resolution: int) -> int:
 def feature_maps(stage: int, fmap_base: float, fmap_decay: float, fmap_min: int, fmap_max: int) -> int:
     """Feature maps of a stage: fmap_base / 2^(stage·fmap_decay), clipped to [fmap_min, fmap_max]."""
     return int(np.clip(int(fmap_base / (2.0 ** (stage * fmap_decay))), fmap_min, fmap_max))
+
+
+def check_labels(labels: tf.Tensor | None, label_size: int) -> tf.Tensor:
+    """The labels of a conditional network; UserError where they are missing or of another size."""
+    if labels is None or labels.shape[-1] != label_size:
+        raise UserError(f'This network is conditional: it needs labels of shape [N, {label_size}]. '
+                        f'Received: {None if labels is None else tuple(labels.shape)}')
+    return labels

@@ -13,7 +13,14 @@ import tensorflow as tf
 
 from training.context import Context
 from training.growing import check_structure, downscale2d, grow_images, running_stage, shrink_images
-from training.layers import Layer, NetworkLayer, feature_maps, log2_resolution, minibatch_stddev_layer
+from training.layers import (
+    Layer,
+    NetworkLayer,
+    check_labels,
+    feature_maps,
+    log2_resolution,
+    minibatch_stddev_layer,
+)
 from training.layers_stylegan import (
     ConvLayer,
     DenseLayer,
@@ -22,7 +29,6 @@ from training.layers_stylegan import (
     check_fused_scale,
     pixel_norm,
 )
-from training.style_generator import check_labels
 
 
 class GrowingNetwork(NetworkLayer):

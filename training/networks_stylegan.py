@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from training.context import Context
-from training.layers import Layer, feature_maps, normal_initializer
+from training.layers import Layer, check_labels, feature_maps, normal_initializer
 from training.layers_stylegan import (
     ConstLayer,
     DenseLayer,
@@ -21,7 +21,7 @@ from training.layers_stylegan import (
     is_fused,
 )
 from training.networks_progan import GrowingDiscriminator, GrowingGenerator
-from training.style_generator import MappingNetwork, StyleGenerator, check_labels
+from training.style_generator import MappingNetwork, StyleGenerator
 
 
 class G_style(StyleGenerator):

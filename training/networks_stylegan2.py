@@ -21,12 +21,13 @@ from training.layers import (
     Layer,
     ModulatedConv2DLayer,
     NetworkLayer,
+    check_labels,
     feature_maps,
     log2_resolution,
     minibatch_stddev_layer,
     normal_initializer,
 )
-from training.style_generator import MappingNetwork, StyleGenerator, check_labels
+from training.style_generator import MappingNetwork, StyleGenerator
 
 ARCHITECTURES = ('orig', 'skip', 'resnet')
 SQRT_HALF = float(np.sqrt(0.5))

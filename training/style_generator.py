@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dnnlib.util import UserError, get_obj_by_name
 from training.context import Context
-from training.layers import Layer, NetworkLayer, normal_initializer, normalize_2nd_moment
+from training.layers import Layer, NetworkLayer, check_labels, normal_initializer, normalize_2nd_moment
 
 
 class StyleGenerator(NetworkLayer):
@@ -193,11 +193,3 @@ def _resolve(func, home: str, name: str, static_kwargs: dict) -> NetworkLayer:
     if not (isinstance(func, type) and issubclass(func, NetworkLayer)):
         raise UserError(f'{name} must be made by a network class. Received: {func!r}')
     return func(name=name, **static_kwargs)
-
-
-def check_labels(labels: tf.Tensor | None, label_size: int) -> tf.Tensor:
-    """The labels of a conditional network; UserError where they are missing or of another size."""
-    if labels is None or labels.shape[-1] != label_size:
-        raise UserError(f'This network is conditional: it needs labels of shape [N, {label_size}]. '
-                        f'Received: {None if labels is None else tuple(labels.shape)}')
-    return labels

@@ -230,9 +230,8 @@ def check_supported(state: NetworkState) -> None:
     """Raises UserError for a network, or component, of a later generation than StyleGAN2."""
     if state.version >= 5:
         raise UserError(f'network {state.name!r:.60} has state version {state.version} (StyleGAN2-ADA): its '
-                        'functions are not supported; networks of StyleGAN2 (state version 4) are here; '
-                        'StyleGAN (3) and ProGAN (2) pickles are read, but their networks are not in this '
-                        'version')
+                        'functions are not supported; expected a network of StyleGAN2 (4), StyleGAN (3) '
+                        'or ProGAN (2)')
     if state.version < 1:
         raise UserError(f'network {state.name!r:.60} has state version {state.version}; expected 1 to 4')
     for component in state.components.values():

@@ -1,6 +1,6 @@
 """`Network`: the official face of a network. NumPy in and out, NCHW, official names; Keras layers inside."""
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dnnlib.tflib.legacy import NetworkState, check_supported
+from dnnlib.tflib.legacy import STATE_KEYS, NetworkState, check_supported
 from dnnlib.util import EasyDict, UserError, get_obj_by_name
 
 # Modules to look in for the function name of a pickle, by state version; StyleGAN2's config A keeps the
@@ -20,6 +20,12 @@ _MODULES = {
     3: ['training.networks_stylegan'],
     4: ['training.networks_stylegan2', 'training.networks_stylegan'],
 }
+
+# State versions that networks are written with; 4 where the module is not named here.
+_VERSIONS = {'training.networks_progan': 2, 'training.networks_stylegan': 3}
+# What a pickle of ProGAN has different.
+_PROGAN_FORM = dict(class_name='tfutil.Network',
+                    key_order=tuple(key for key in STATE_KEYS if key != 'components'))
 
 MAX_FUNCTIONS = 64      # Traced functions that a network keeps; each set of arguments of `run` makes one.
 
@@ -247,9 +253,11 @@ class Network:
         for name, var in self.own_vars.items():
             value = var.numpy().astype(np.float32)
             variables.append((name, np.float32(value) if value.ndim == 0 else value))
+        version = _VERSIONS.get(type(self.layer).__module__, 4)
         return NetworkState(name=self.name, build_func_name=type(self.layer).__name__,
-                            static_kwargs=dict(self.static_kwargs), variables=variables,
-                            components={key: component.state() for key, component in self.components.items()})
+                            static_kwargs=dict(self.static_kwargs), variables=variables, version=version,
+                            components={key: component.state() for key, component in self.components.items()},
+                            **(_PROGAN_FORM if version == 2 else {}))
 
     @classmethod
     def from_state(cls, state: NetworkState) -> 'Network':
@@ -286,12 +294,12 @@ def find_network_class(build_func_name: str, version: int = 4) -> type:
     """
     from training.layers import NetworkLayer
     for module in _MODULES.get(version, []):
-        if importlib.util.find_spec(module) is not None:
-            found = vars(importlib.import_module(module)).get(build_func_name)
-            if isinstance(found, type) and issubclass(found, NetworkLayer) and found.__module__ == module:
-                return found
+        found = vars(importlib.import_module(module)).get(build_func_name)
+        if isinstance(found, type) and issubclass(found, NetworkLayer) and found.__module__ == module:
+            return found
     raise UserError(f'network function {build_func_name!r:.60} of state version {version} is unknown; here '
-                    'are those of StyleGAN2 (state version 4): G_main, D_stylegan2 and their components')
+                    'are those of ProGAN (state version 2: G_paper, D_paper), StyleGAN (3: G_style, D_basic) '
+                    'and StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their components')
 
 
 def _check_function_names(state: NetworkState) -> None:
