@@ -97,6 +97,7 @@ def _generate_images_command(network: str, seeds: list[int], result_dir: str, ou
         output_grid = os.path.abspath(os.path.expanduser(output_grid))
         if not os.path.isdir(os.path.dirname(output_grid)):
             raise UserError(f'--output-grid: there is no directory {os.path.dirname(output_grid)}')
+    flags.use_custom_ops(options.pop('custom_ops'))
     network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
     if output_grid is not None:
         _check_sheet(network_obj, len(seeds), '--output-grid', 'leave it out or choose fewer seeds')
@@ -105,6 +106,7 @@ def _generate_images_command(network: str, seeds: list[int], result_dir: str, ou
 
 
 def _style_mixing_command(network: str, col_styles: list[int], result_dir: str, **options: Any) -> None:
+    flags.use_custom_ops(options.pop('custom_ops'))
     network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
     _check_sheet(network_obj, (len(options['row_seeds']) + 1) * (len(options['col_seeds']) + 1), 'grid.png',
                  'choose fewer seeds')
@@ -204,6 +206,7 @@ def make_parser() -> flags.Parser:
                          choices=['Gs', 'G'], default='Gs')
         command.add_flag('batch', flags.positive_int, 'Pictures at a time; does not change them', default=8,
                          dest='batch_size')
+        flags.add_custom_ops_flag(command)
     images.add_argument('--output-grid', nargs='?', const='', metavar='FILE.png',
                         help='Also draw one sheet of all pictures (without a name: grid.png in the run '
                              'directory)')

@@ -10,7 +10,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
     py_modules=['train', 'run_generator', 'pretrained_networks'],
-    package_data={'training': ['data/*']},
+    package_data={'training': ['data/*'], 'custom_ops': ['src/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',
         'keras>=3.5,<4',

@@ -30,6 +30,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 from absl.flags import argparse_flags
 
+from .startup import load_tensorflow
 from .util import UserError, did_you_mean
 
 _TRUE = {'true', 't', 'yes', 'y', '1', 'on'}
@@ -381,6 +382,30 @@ class Parser(argparse_flags.ArgumentParser):
         message = re.sub(r'^argument ', '', _one_line(message))
         message = re.sub(r'expected one argument$', 'expected a value, received none', message)
         self.exit(2, f'{self.prog}: error: {message} (see {self.prog} --help)\n')
+
+
+# Flags that several scripts have.
+
+def add_custom_ops_flag(parser: Parser) -> None:
+    """Adds --custom-ops to a parser (that of a subcommand too); its value is for `use_custom_ops`."""
+    parser.add_flag('custom-ops', choices=['auto', 'custom', 'ref'], help=(
+        'compiled operations: auto = where they are faster, custom = always, ref = never '
+        '(default: $STYLEGAN_CUSTOM_OPS or auto)'))
+
+
+def use_custom_ops(mode: str | None) -> None:
+    """Sets what --custom-ops says for this process; to be called before networks are built.
+
+    Errors: UserError where 'custom' cannot be had, or where $STYLEGAN_CUSTOM_OPS is no mode.
+    """
+    if mode is None and 'STYLEGAN_CUSTOM_OPS' not in os.environ:
+        return
+    load_tensorflow()
+    from custom_ops import build
+    if mode is not None:
+        build.set_mode(mode)
+    if build.get_mode() == 'custom':
+        build.require_library()
 
 
 # Running.

@@ -1,0 +1,1 @@
+"""The official import paths of the custom ops; see `custom_ops`."""
