@@ -4,14 +4,22 @@ The filter is applied as a true convolution. `data_format` is that of the argume
 the fast layout of CPU convolutions and of tensor cores.
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.fused_bias_act import check_impl
+from custom_ops.dispatch import check_impl, compiled_ops, has_gpu, in_xla
 from dnnlib.util import UserError
 
 # With so few channels (images) a dense convolution beats a depthwise one, which vectorizes over channels.
 _FEW_CHANNELS = 4
+# Numbers in an image from which on a depthwise convolution is the fastest filter.
+_LARGE = 1 << 22
+# What the compiled operation takes: taps along each axis; taps in all, on a GPU.
+_MAX_TAPS = 32
+_MAX_GPU_TAPS = 256
 
 
 def setup_kernel(k) -> np.ndarray:
@@ -62,7 +70,8 @@ def upfirdn_2d(
     padx1: int = 0,     # ... on the right.
     pady0: int = 0,     # Rows of zeros to add at the top; negative = crop.
     pady1: int = 0,     # ... at the bottom.
-    impl: str = 'auto', # 'ref' = composed of TensorFlow operations, 'auto' = the fastest at hand.
+    impl: str = 'auto', # 'custom' = compiled, 'ref' = composed of TensorFlow operations,
+                        # 'auto' = the fastest at hand.
 ) -> tf.Tensor:
     """Upsamples, pads, filters and downsamples a batch of 2-D images, channel by channel.
 
@@ -73,8 +82,9 @@ def upfirdn_2d(
     check_impl(impl)
     x = tf.convert_to_tensor(x)
     k = np.asarray(k)
-    if x.shape.rank != 4 or k.ndim != 2:
-        raise UserError(f'upfirdn_2d expects x of rank 4 and k of rank 2. Received: {x.shape} and {k.shape}')
+    if x.shape.rank != 4 or k.ndim != 2 or k.size == 0:
+        raise UserError('upfirdn_2d expects x of rank 4 and k of rank 2, not empty. '
+                        f'Received: {x.shape} and {k.shape}')
     _check_static(x)
     if min(upx, upy, downx, downy) < 1:
         raise UserError('upfirdn_2d expects factors of at least 1. '
@@ -82,10 +92,36 @@ def upfirdn_2d(
     sizes = [x.shape[1] * upy + pady0 + pady1, x.shape[2] * upx + padx0 + padx1]
     if any(size < taps for size, taps in zip(sizes, k.shape, strict=True)):
         raise UserError(f'upfirdn_2d: the filter {k.shape} is larger than the padded image {tuple(sizes)}')
-    return _differentiable(x, k, (upy, upx), (downy, downx), ((pady0, pady1), (padx0, padx1)))
+    up, down = (upy, upx), (downy, downx)
+    compute = _find_compute(impl, x, k, up, down)
+    return _differentiable(x, k, up, down, ((pady0, pady1), (padx0, padx1)), compute)
 
 
-def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
+def _find_compute(impl: str, x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple) -> Callable:
+    """The function that computes the forward pass, and with it the gradients."""
+    fits = max(k.shape) <= _MAX_TAPS and not (has_gpu() and k.size > _MAX_GPU_TAPS)
+    if impl == 'custom' and not fits:
+        raise UserError(f"impl='custom' takes filters of up to {_MAX_TAPS}x{_MAX_TAPS} taps, on a GPU "
+                        f'{_MAX_GPU_TAPS} in all. Received: {k.shape}')
+    ops = compiled_ops(impl if fits else 'ref', x.dtype, _faster(x, up, down))
+    if ops:
+        return functools.partial(_compute_compiled, ops)
+    return _compute_shifted if impl == 'auto' and in_xla() else _compute
+
+
+def _faster(x: tf.Tensor, up: tuple, down: tuple) -> bool:
+    """Whether the compiled operation is the faster one on a CPU: see the table of `python -m benchmarks.ops`.
+
+    It is, except for large filters without resampling, where TensorFlow's depthwise convolution is as fast as
+    memory allows (rows `filter`).
+    """
+    if up != (1, 1) or down != (1, 1) or x.shape[3] <= _FEW_CHANNELS:
+        return True
+    return x.shape[1] * x.shape[2] * x.shape[3] < _LARGE
+
+
+def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple,
+                    compute: Callable) -> tf.Tensor:
     """upfirdn_2d whose gradient is another upfirdn_2d, with up and down exchanged and the filter flipped.
 
     So gradients of every order exist, and they cost what the operation costs: TensorFlow's own gradient of a
@@ -96,13 +132,13 @@ def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: t
     @tf.custom_gradient
     def operation(x):
         # What is inside must leave no trace of its own on a gradient tape.
-        y = _compute(tf.stop_gradient(x), k, up, down, pads)
+        y = compute(tf.stop_gradient(x), k, up, down, pads)
 
         def gradient(dy):
             axes = zip(k.shape, sizes, y.shape[1:3], up, down, pads, strict=True)
             mirrored = [(taps - pad[0] - 1, size * u - out * d + pad[0] - u + 1)
                         for taps, size, out, u, d, pad in axes]
-            return _differentiable(dy, k[::-1, ::-1], down, up, tuple(mirrored))
+            return _differentiable(dy, k[::-1, ::-1], down, up, tuple(mirrored), compute)
 
         return y, gradient
 
@@ -111,25 +147,93 @@ def _differentiable(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: t
 
 def _compute(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
     """The forward pass. up, down: factors along (y, x); pads: ((before, after) along y, (...) along x)."""
+    x, pads = _upsample_and_crop(x, up, pads)
+    pads = [[0, 0], list(pads[0]), list(pads[1]), [0, 0]]
+    y = _fir(x, k, down[0], pads) if down[0] == down[1] else _fir(x, k, 1, pads)[:, ::down[0], ::down[1]]
+    # TensorFlow's convolution of no images has the height and width of its input.
+    return y if x.shape[0] != 0 else tf.zeros([0, *_output_size(x, k, down, pads), x.shape[3]], x.dtype)
+
+
+def _output_size(x: tf.Tensor, k: np.ndarray, down: tuple, pads: list) -> list[int]:
+    return [(x.shape[i] + sum(pads[i]) - k.shape[i - 1]) // down[i - 1] + 1 for i in (1, 2)]
+
+
+def _compute_shifted(x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
+    """The same as a sum of shifted images, one per tap, for XLA, which is slow at depthwise convolutions."""
+    x, pads = _upsample_and_crop(x, up, pads)
+    x = tf.pad(x, [[0, 0], *map(list, pads), [0, 0]])
+    k = k[::-1, ::-1]
+    column, row = _separate(k)
+    if column is not None:
+        return _shifted_sum(_shifted_sum(x, column, 1, down[0]), row, 2, down[1])
+    last = x.shape[1] - len(k) + 1
+    return tf.add_n([_shifted_sum(x[:, i:last + i:down[0]], row, 2, down[1]) for i, row in enumerate(k)])
+
+
+def _shifted_sum(x: tf.Tensor, taps: np.ndarray, axis: int, step: int) -> tf.Tensor:
+    """Correlation along one axis, of which each step-th sample is kept."""
+    terms, last = [], x.shape[axis] - len(taps) + 1
+    for i, tap in enumerate(taps):
+        part = slice(i, last + i, step)
+        terms.append((x[:, part] if axis == 1 else x[:, :, part]) * tf.constant(tap, x.dtype))
+    return functools.reduce(tf.add, terms)
+
+
+def _separate(k: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(column, row) whose outer product is k; (None, None) where there are none."""
+    i, j = np.unravel_index(np.argmax(np.abs(k)), k.shape)
+    if k[i, j] == 0:
+        return None, None
+    column, row = k[:, j], k[i] / k[i, j]
+    tolerance = 4 * np.finfo(np.result_type(k, np.float32)).eps * abs(k[i, j])
+    fits = np.all(np.abs(np.outer(column, row) - k) <= tolerance)
+    return (column, row) if fits else (None, None)
+
+
+def _compute_compiled(ops, x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, pads: tuple) -> tf.Tensor:
+    """The same by the compiled operation."""
+    (pady0, pady1), (padx0, padx1) = pads
+    return ops.stylegan_up_fir_dn2d(
+        x, tf.constant(k, tf.float64), upx=up[1], upy=up[0], downx=down[1], downy=down[0],
+        padx0=padx0, padx1=padx1, pady0=pady0, pady1=pady1)
+
+
+def _upsample_and_crop(x: tf.Tensor, up: tuple, pads: tuple) -> tuple[tf.Tensor, tuple]:
+    """Inserts zeros and applies negative pads; returns the pads that remain to be added."""
     height, width, channels = x.shape[1:]
     if up != (1, 1):
         x = tf.reshape(x, [-1, height, 1, width, 1, channels])
         x = tf.pad(x, [[0, 0], [0, 0], [0, up[0] - 1], [0, 0], [0, up[1] - 1], [0, 0]])
         x = tf.reshape(x, [-1, height * up[0], width * up[1], channels])
-    if min(pads[0] + pads[1]) < 0:
-        height, width = x.shape[1:3]
-        x = x[:, max(-pads[0][0], 0):height - max(-pads[0][1], 0),
-              max(-pads[1][0], 0):width - max(-pads[1][1], 0)]
-        pads = tuple((max(before, 0), max(after, 0)) for before, after in pads)
-    pads = [[0, 0], list(pads[0]), list(pads[1]), [0, 0]]
-    return _fir(x, k, down[0], pads) if down[0] == down[1] else _fir(x, k, 1, pads)[:, ::down[0], ::down[1]]
+    return _crop(x, pads) if min(pads[0] + pads[1]) < 0 else (x, pads)
+
+
+def _crop(x: tf.Tensor, pads: tuple) -> tuple[tf.Tensor, tuple]:
+    """Takes off what negative pads say; returns what is left and the pads that remain to be added."""
+    slices, remaining = [], []
+    for size, (before, after) in zip(x.shape[1:3], pads, strict=True):
+        # A crop may be larger than the image: it then takes off zeros of the other side, too.
+        begin, end = min(max(-before, 0), size), min(max(-after, 0), size)
+        slices.append(slice(begin, max(size - end, begin)))
+        left = max(before, 0) - max(-after - size, 0)
+        remaining.append((left, max(after, 0) - max(-before - size, 0)))
+    return x[:, slices[0], slices[1]], tuple(remaining)
 
 
 def _resample(x, k, data_format, impl, up=1, down=1, pad0=0, pad1=0):
     """upfirdn_2d with the same factors and pads along both axes, in either layout."""
-    y = upfirdn_2d(_to_nhwc(tf.convert_to_tensor(x), data_format), k, upx=up, upy=up, downx=down, downy=down,
-                   padx0=pad0, padx1=pad1, pady0=pad0, pady1=pad1, impl=impl)
-    return _from_nhwc(y, data_format)
+    x = tf.convert_to_tensor(x)
+    resample = functools.partial(upfirdn_2d, k=k, upx=up, upy=up, downx=down, downy=down,
+                                 padx0=pad0, padx1=pad1, pady0=pad0, pady1=pad1, impl=impl)
+    if data_format == 'NCHW' and x.shape.rank == 4:
+        _check_static(x)
+        channels, height, width = x.shape[1:]
+        images = tf.reshape(x, [-1, height, width, 1])
+        if _find_compute(impl, images, k, (up, up), (down, down)) not in (_compute, _compute_shifted):
+            # The compiled operation needs no transposition: each channel is an image of its own.
+            y = resample(images)
+            return tf.reshape(y, [-1, channels, *y.shape[1:3]])
+    return _from_nhwc(resample(_to_nhwc(x, data_format)), data_format)
 
 
 def filter_2d(x: tf.Tensor, k, gain: float = 1, data_format: str = 'NCHW', impl: str = 'auto') -> tf.Tensor:
