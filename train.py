@@ -13,7 +13,7 @@ from dnnlib.startup import load_tensorflow
 from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
 from dnnlib.submission.submit import to_plain
 from dnnlib.util import UserError, is_remote_path
-from training.configs import CONFIGS, find_config, find_preset, gamma_argument, merge
+from training.configs import CONFIGS, find_config, find_preset, gamma_argument, growing_configs, merge
 from training.dataset_base import EMBEDDED_NAME
 
 EXAMPLES = [
@@ -65,8 +65,10 @@ def make_parser() -> flags.Parser:
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
     add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: 512)')
+    add('tick-kimg', flags.number(0), 'length of a tick in thousands of images (default: by resolution)')
     add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state '
                                     '(default: by config)')
+    add('grid', help='images in a snapshot: columns and rows as 16x8, or 1080p, 4k, 8k (default: by config)')
     add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one '
                                               '(default: by config, mostly all)')
     add('cond', bool, 'train with the labels of the data set (default: false)')
@@ -74,6 +76,7 @@ def make_parser() -> flags.Parser:
     add('resolution', flags.positive_int, 'resolution to train at (default: that of the data)')
     add('strategy', help='auto, none, mirrored or multiworker (default: auto)', choices=[
         'auto', 'none', 'mirrored', 'multiworker'])
+    flags.add_custom_ops_flag(parser)
     add('dry-run', bool, 'print the configuration as JSON and stop', default=False)
     return parser
 
@@ -97,6 +100,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'num_gpus': args.num_gpus,
         'strategy': args.strategy,
         'sched_args': _schedule_changes(args, config['sched_args']),
+        'grid_args': {'size': args.grid},
         'G_args': {**fmaps, **_latent_changes(args, config['G_args'])},
         'D_args': fmaps,
         'D_loss_args': {} if args.gamma is None else {gamma_argument(config): args.gamma},
@@ -111,26 +115,21 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
-    """Flags about the schedule. A minibatch or a learning rate that is given holds at every resolution."""
+    """Flags about the schedule. Minibatch, learning rate and tick, if given, hold at every resolution."""
     growth = {name: getattr(args, name)
               for name in ('lod_initial_resolution', 'lod_training_kimg', 'lod_transition_kimg')}
     given = [f'--{name.replace("_", "-")}' for name, value in growth.items() if value is not None]
     if given and sched_args.get('lod_initial_resolution') is None:
         raise UserError(f'{given[0]}: the networks of this config do not grow; leave it out, or choose one '
-                        f'of {", ".join(_growing_configs())}')
+                        f'of {", ".join(growing_configs())}')
     values = {'minibatch_size': args.minibatch_size, 'minibatch_gpu': args.minibatch_gpu,
-              'G_lrate': args.lrate, 'D_lrate': args.lrate}
+              'G_lrate': args.lrate, 'D_lrate': args.lrate, 'tick_kimg': args.tick_kimg}
     for name, value in values.items():
         if value is not None:
             growth[f'{name}_base'] = value
-            if sched_args.get(f'{name}_dict'):
+            if sched_args.get(f'{name}_dict') or name == 'tick_kimg':  # Ticks have a table by default.
                 growth[f'{name}_dict'] = {}
     return growth
-
-
-def _growing_configs() -> list[str]:
-    return [name for name, preset in CONFIGS.items()
-            if 'lod_initial_resolution' in preset.changes.get('sched_args', {})]
 
 
 def _latent_changes(args: Any, G_args: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +238,7 @@ def run(args: Any) -> int:
         return 0
     from training.training_loop import check_arguments
     check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')})
+    flags.use_custom_ops(args.custom_ops)  # No argument of the run: a resumed one may choose anew.
     progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
     if progress.stop_reason is not None:
         print(f'To go on: python train.py --resume={shlex.quote(progress.run_dir)}')

@@ -139,13 +139,15 @@ class ConfigTest(parameterized.TestCase):
     def test_flags_of_growing_configs(self):
         kwargs = dry_run('--config=stylegan-f', '--lod-initial-resolution=16', '--lod-training-kimg=20',
                          '--lod-transition-kimg=0', '--minibatch-size=16', '--lrate=0.002', '--gamma=3',
-                         '--latent-size=64', '--num-gpus=4')
+                         '--latent-size=64', '--num-gpus=4', '--tick-kimg=2', '--grid=16x8')
         sched_args = kwargs['sched_args']
         self.assertEqual([sched_args[f'lod_{key}'] for key in (
             'initial_resolution', 'training_kimg', 'transition_kimg')], [16, 20, 0])
         # What is given holds at every resolution.
         self.assertEqual((sched_args['minibatch_size_base'], sched_args['minibatch_size_dict']), (16, {}))
         self.assertEqual((sched_args['G_lrate_base'], sched_args['D_lrate_dict']), (0.002, {}))
+        self.assertEqual((sched_args['tick_kimg_base'], sched_args['tick_kimg_dict']), (2, {}))
+        self.assertEqual(kwargs['grid_args']['size'], '16x8')
         self.assertEqual(kwargs['D_loss_args']['r1_gamma'], 3)
         self.assertEqual([kwargs['G_args'][key] for key in ('latent_size', 'dlatent_size', 'mapping_fmaps')],
                          [64] * 3)
@@ -215,6 +217,7 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
             'minibatch_size 10 .* must be a multiple of minibatch_gpu 4',
         ),
         ('--lod-training-kimg=3', '--lod-training-kimg: .* do not grow; .* choose one of config-a, '),
+        ('--grid=4x', "4x"),
         ('--config=progan --gamma=3', '--gamma is the weight of R1, .* D_wgan_gp$'),
         ('--config=stylegan-f --lod-initial-resolution=12', 'power of two, at least 4; received 12'),
         ('--minibatch-size=6 --minibatch-gpu=6', '--minibatch-gpu must be .* group size 4 .* Received: 6'),

@@ -144,7 +144,7 @@ def setup_snapshot_image_grid(training_set: GridSource, size: str = '1080p', lay
         `create_image_grid`; labels [columns · rows, label_size].
     Raises: UserError for an unknown size or layout, or a layout by class without labels.
     """
-    columns, rows = _grid_size(training_set.shape, size)
+    columns, rows = snapshot_grid_size(training_set.shape, size)
     rnd = np.random.RandomState(seed)
     if layout == 'random':
         indices = _draw(np.arange(training_set.num_images), columns * rows, rnd)
@@ -160,7 +160,8 @@ def setup_snapshot_image_grid(training_set: GridSource, size: str = '1080p', lay
     return (columns, rows), np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
 
 
-def _grid_size(shape: Sequence[int], size: str) -> tuple[int, int]:
+def snapshot_grid_size(shape: Sequence[int], size: str) -> tuple[int, int]:
+    """(columns, rows) of an image snapshot of images [C, H, W]; UserError for an unknown size."""
     if size in _GRID_PICTURES:
         picture, minimum = _GRID_PICTURES[size]
         _, height, width = shape

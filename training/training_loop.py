@@ -16,6 +16,7 @@ from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
 from training.dataset import Dataset, load_dataset
+from training.misc import snapshot_grid_size
 from training.schedule import ema_beta, training_schedule
 from training.snapshots import (
     ImageSnapshots,
@@ -200,19 +201,20 @@ def training_loop(
 
 def check_arguments(
     data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
-    D_args: dict | None = None, resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1,
-    strategy: str = 'auto', **_others: Any,
+    grid_args: dict | None = None, D_args: dict | None = None, resume_pkl: str | None = None,
+    seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto', **_others: Any,
 ) -> None:
     """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
 
     Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
-    or a snapshot that does not fit the data set.
+    an unknown size of the sample grid, or a snapshot that does not fit the data set.
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
     training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
+        snapshot_grid_size(training_set.shape, (grid_args or {}).get('size', '1080p'))
         group = (D_args or {}).get('mbstd_group_size', 4)
         for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
                                             num_gpus=num_gpus)):
