@@ -1,0 +1,61 @@
+// The CUDA kernels as seen from outside: a plain C interface, without a header of TensorFlow or CUDA.
+//
+// Pointers point to device memory. The kernels are put on `stream` (a
+// cudaStream_t, NULL = the default stream) and not waited for. Each launcher returns NULL or the text of an
+// error, in static memory; then nothing was launched. Empty tensors are no error.
+
+#ifndef STYLEGAN_KERNELS_H_
+#define STYLEGAN_KERNELS_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum StyleganDType { STYLEGAN_FLOAT32, STYLEGAN_FLOAT16, STYLEGAN_BFLOAT16, STYLEGAN_FLOAT64 };
+
+enum { STYLEGAN_MAX_TAPS = 256 };
+
+// With v = x + b, and act' and act'' the derivatives of the activation at ref:
+//   grad = 0: y = act(v)·gain     grad = 1: y = v·act'·gain     grad = 2: y = v·act''·gain
+// ref is the output y of grad = 0, gain included; for swish its argument v. It is read where grad > 0 and
+// act > 1. The sums are made in float32 for the 16-bit types.
+typedef struct StyleganFusedBiasAct {
+  const void* x;
+  const void* b;        // NULL = none.
+  const void* ref;      // NULL where it is not read.
+  void* y;              // May be x or ref.
+  int64_t size;         // Elements of x, ref and y.
+  int64_t bias_size;    // Element i has bias (i / bias_step) % bias_size.
+  int64_t bias_step;
+  int32_t act;          // 1 linear, 2 relu, 3 lrelu, 4 tanh, 5 sigmoid, 6 elu, 7 selu, 8 softplus, 9 swish.
+  int32_t grad;
+  int32_t dtype;        // A StyleganDType.
+  double alpha;         // Slope of lrelu.
+  double gain;
+} StyleganFusedBiasAct;
+
+const char* stylegan_fused_bias_act_gpu(const StyleganFusedBiasAct* args, void* stream);
+
+// x [major, in_h, in_w, minor] → y [major, out_h, out_w, minor]: zeros are inserted behind each sample (up),
+// pad0 zeros put in front (negative: samples cut off) and as many as needed behind, the result is convolved
+// with k, and every down-th sample kept.
+typedef struct StyleganUpFirDn2D {
+  const void* x;
+  void* y;              // Does not overlap x.
+  double k[STYLEGAN_MAX_TAPS];  // The filter [kh, kw], not flipped: a true convolution flips it.
+  int32_t kh, kw;
+  int32_t upx, upy, downx, downy;
+  int32_t padx0, pady0;
+  int64_t major, in_h, in_w, minor, out_h, out_w;
+  int32_t dtype;
+} StyleganUpFirDn2D;
+
+const char* stylegan_upfirdn_2d_gpu(const StyleganUpFirDn2D* args, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // STYLEGAN_KERNELS_H_
