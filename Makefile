@@ -32,5 +32,5 @@ lint: $(STAMP)
 
 # Keeps $(VENV) and results/: nothing that took long to make is removed.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -12,6 +12,13 @@ os.environ.setdefault('STYLEGAN_CACHE_DIR', str(pathlib.Path(__file__).parents[1
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionstart():
+    """Compiles the custom ops before any test, so that none finds the messages of a build in its output."""
+    from custom_ops.build import get_mode, load_library
+    if get_mode() != 'ref':
+        load_library()
+
+
 def pytest_collection_modifyitems(items):
     """Drops the empty `test_session` that tf.test.TestCase adds to every class."""
     items[:] = [item for item in items if item.name != 'test_session']
