@@ -65,6 +65,8 @@ def make_parser() -> flags.Parser:
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
     add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: 512)')
+    add('smoothing-kimg', flags.nonneg_float, 'half-life of the moving average of the generator in thousands '
+                                              'of images (default: by config, mostly 10)')
     add('tick-kimg', flags.number(0), 'length of a tick in thousands of images (default: by resolution)')
     add('snap', flags.positive_int, 'ticks between snapshots of images, networks and state '
                                     '(default: by config)')
@@ -95,6 +97,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
                          'label_attr': args.label_attr,
                          'max_label_size': None if args.cond is None else 'full' if args.cond else 0},
         'total_kimg': args.total_kimg,
+        'G_smoothing_kimg': args.smoothing_kimg,
         'mirror_augment': args.mirror_augment,
         'seed': args.seed,
         'num_gpus': args.num_gpus,
@@ -111,7 +114,10 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
     if args.metrics is not None:
         from metrics.metric_base import find_metrics
         values['metric_arg_list'] = find_metrics(args.metrics)
-    return _without_none(values)
+    changes = _without_none(values)
+    if args.smoothing_kimg is not None and config.get('G_smoothing') is not None:
+        changes['G_smoothing'] = None  # A half-life takes the place of the factor.
+    return changes
 
 
 def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
