@@ -11,6 +11,7 @@ from dnnlib import UserError, flags
 
 MAX_SEED = 2 ** 32 - 1              # Of numpy's RandomState.
 MAX_SHEET_PIXELS = 1 << 30
+DEFAULT_PSI = 0.5                    # The official one.
 
 # TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
 # answered at once.
@@ -20,7 +21,7 @@ def generate_images(
     submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
     network_pkl: str,                           # Pickle with the generator.
     seeds: Sequence[int],                       # One picture each.
-    truncation_psi: float = 0.5,                # Truncation trick.
+    truncation_psi: float = DEFAULT_PSI,                # Truncation trick.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
     batch_size: int = 8,                        # Pictures at a time.
@@ -47,7 +48,7 @@ def style_mixing_example(
     row_seeds: Sequence[int],                   # Sources of the rows: of all layers but col_styles.
     col_seeds: Sequence[int],                   # Sources of the columns: of the layers col_styles.
     col_styles: Sequence[int],                  # Layers of w to take from the column.
-    truncation_psi: float = 0.5,                # Truncation trick.
+    truncation_psi: float = DEFAULT_PSI,                # Truncation trick.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
     batch_size: int = 8,                        # Pictures at a time.
@@ -99,6 +100,9 @@ def _generate_images_command(network: str, seeds: list[int], result_dir: str, ou
             raise UserError(f'--output-grid: there is no directory {os.path.dirname(output_grid)}')
     flags.use_custom_ops(options.pop('custom_ops'))
     network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
+    if options['truncation_psi'] != DEFAULT_PSI and 'dlatent_avg' not in network_obj.vars:
+        print(f'Warning: network {network_obj.name} has no intermediate latents to truncate; '
+              '--truncation-psi has no effect', file=sys.stderr)
     if output_grid is not None:
         _check_sheet(network_obj, len(seeds), '--output-grid', 'leave it out or choose fewer seeds')
     _submit(generate_images, 'generate-images', result_dir, network, seeds=seeds, output_grid=output_grid,
@@ -112,6 +116,7 @@ def _style_mixing_command(network: str, col_styles: list[int], result_dir: str, 
                  'choose fewer seeds')
     synthesis = network_obj.components.get('synthesis')
     num_layers = synthesis.input_shape[1] if synthesis else 0
+    num_layers = 0 if num_layers == 1 else num_layers  # Without styles w is an input like z.
     valid = [layer for layer in col_styles if layer < num_layers]
     if not valid:
         raise UserError(f'--col-styles={_shown(col_styles)}: network {network_obj.name} has '
@@ -197,7 +202,7 @@ def make_parser() -> flags.Parser:
             command.add_flag('col-styles', flags.number_list,
                              'Layers whose style comes from the column; 0 is the coarsest', default='0-6')
         command.add_flag('truncation-psi', float, 'Truncation trick: 1 = off, 0 = the average image',
-                         default=0.5)
+                         default=DEFAULT_PSI)
         command.add_flag('result-dir', help='Where run directories are made', default='results',
                          metavar='DIR')
         command.add_flag('class', flags.nonneg_int, 'Class to draw; conditional networks need one',

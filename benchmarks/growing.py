@@ -75,10 +75,10 @@ def benchmark(config_name: str, resolution: int, fmap_base: int, fmap_max: int, 
     import tensorflow as tf
     config = find_config(config_name)
     shape = dict(num_channels=3, resolution=resolution, label_size=0, fmap_base=fmap_base, fmap_max=fmap_max)
-    trainer = make_trainer(config, shape)
     start = config['sched_args']['lod_initial_resolution']
     if start > resolution:
         raise UserError(f'--resolution: {config_name} starts at {start}. Received: {resolution}')
+    trainer = make_trainer(config, shape)
     final_log2, seconds, first, lods = resolution.bit_length() - 1, {}, {}, {}
     for res_log2 in range(start.bit_length() - 1, final_log2 + 1):
         lod = final_log2 - res_log2

@@ -62,6 +62,26 @@ class ScheduleTest(tf.test.TestCase):
         lods = [schedule.training_schedule(1000 * kimg, 5, **kwargs).lod for kimg in range(0, 15)]
         self.assertAllClose(lods, [2, 2, 2, 1.75, 1.5, 1.25, 1, 1, 1, .75, .5, .25, 0, 0, 0])
 
+    def test_kimg_at_lod_is_where_the_schedule_comes_to_it(self):
+        for training, transition in [(10, 20), (0, 5), (7, 0)]:
+            kwargs = dict(lod_initial_resolution=8, lod_training_kimg=training,
+                          lod_transition_kimg=transition)
+            for lod in (3, 2.75, 2, 1.5, 1, 0.125, 0) if transition else (3, 2, 1, 0):
+                kimg = schedule.kimg_at_lod(lod, 6, minibatch_size_base=4, **kwargs)
+                self.assertAlmostEqual(schedule.training_schedule(kimg * 1000, 6, **kwargs).lod, lod)
+                if lod < 3 and transition:  # Not any sooner.
+                    self.assertGreater(schedule.training_schedule(kimg * 1000 - 1, 6, **kwargs).lod, lod)
+        self.assertEqual(schedule.kimg_at_lod(0, 6), 0)
+
+    def test_shares_are_rounded_down_to_a_multiple(self):
+        for num_gpus, size in [(1, 128), (3, 120), (5, 120), (7, 112), (8, 128)]:
+            found = schedule.training_schedule(0, 5, num_gpus, minibatch_size_base=128,
+                                               minibatch_gpu_base=None, minibatch_gpu_multiple=4)
+            self.assertEqual((found.minibatch_size, found.minibatch_gpu), (size, size // num_gpus))
+        found = schedule.training_schedule(0, 5, 3, minibatch_size_base=8, minibatch_gpu_base=None,
+                                           minibatch_gpu_multiple=4)
+        self.assertEqual((found.minibatch_size, found.minibatch_gpu), (6, 2))  # Too few for one multiple.
+
     def test_integer_and_string_keys_agree(self):
         by_int = schedule.training_schedule(0, 8, minibatch_size_dict={256: 8}, G_lrate_dict={256: 0.5})
         by_str = schedule.training_schedule(0, 8, minibatch_size_dict={'256': 8}, G_lrate_dict={'256': 0.5})

@@ -218,7 +218,11 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
             'minibatch_size 10 .* must be a multiple of minibatch_gpu 4',
         ),
         ('--lod-training-kimg=3', '--lod-training-kimg: .* do not grow; .* choose one of config-a, '),
-        ('--grid=4x', "4x"),
+        ('--grid=4x', "size is '4x', expected one of"),
+        ('--config=progan --cond', '--cond: the discriminator of ProGAN .* use --config=progan-acgan'),
+        ('--config=stylegan-b --cond', '--cond: labels enter the generator through its mapping network'),
+        ('--config=stylegan-f --resume={stylegan2}', 'holds G_main, G_synthesis_stylegan2, D_stylegan2; '
+         'the configuration is for G_style, .* Choose --config=config-e or config-f'),
         ('--config=progan --gamma=3', '--gamma is the weight of R1, .* D_wgan_gp$'),
         ('--config=stylegan-f --lod-initial-resolution=12', 'power of two, at least 4; received 12'),
         ('--minibatch-size=6 --minibatch-gpu=6', '--minibatch-gpu must be .* group size 4 .* Received: 6'),
@@ -233,7 +237,8 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
     )
     def test_one_line(self, line, pattern):
         results = os.path.join(self.root, 'results')
-        names = {'root': self.root, 'results': results}
+        names = {'root': self.root, 'results': results,
+                 'stylegan2': testutil.golden('training', 'stylegan2_f_init.pkl')}
         args = [*shlex.split(line.format(**names)), f'--result-dir={results}']
         with self.assertRaisesRegex(UserError, pattern.format(**names)) as caught:
             train.run(train.make_parser().parse_args(args))

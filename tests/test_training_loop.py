@@ -22,6 +22,31 @@ def nan_loss(G, D, ctx, minibatch_size):
     return lambda: part() * np.nan, None
 
 
+class StartTest(tf.test.TestCase):
+
+    def test_networks_go_on_where_they_belong(self):
+        """From a snapshot of a growing run: at its kimg, or where the schedule has its level of detail."""
+        G = tflib.Network('G', 'training.networks_stylegan.G_style', resolution=16, fmap_base=32, fmap_max=8,
+                          latent_size=8, dlatent_size=8, mapping_fmaps=8, mapping_layers=1)
+        sched_args = dict(resolution_log2=4, lod_initial_resolution=8, lod_training_kimg=10,
+                          lod_transition_kimg=20, minibatch_size_base=4)
+
+        def start(name, lod, kimg=None):
+            G.set_var('lod', lod)
+            return training_loop._start_kimg(name, kimg, G, sched_args)
+
+        self.assertEqual(start('network-snapshot-000020.pkl', 0.48), 20)
+        self.assertEqual(start('network-snapshot-000020.pkl', 0.0), 30)
+        self.assertEqual(start('network-snapshot-001000.pkl', 0.0), 1000)
+        self.assertEqual(start('network-final.pkl', 0.0), 30)
+        self.assertEqual(start('network-final.pkl', 0.5), 20)
+        self.assertEqual(start('network-final.pkl', 0.5, kimg=3), 3)
+        self.assertEqual(start(None, 0.0), 0)
+        D = tflib.Network('D', 'training.networks_stylegan2.D_stylegan2', resolution=8, fmap_base=32,
+                          fmap_max=8)
+        self.assertEqual(training_loop._start_kimg('network-snapshot-000020.pkl', None, D, {}), 20)
+
+
 class RunDirectoryTest(util.RunTest):
 
     @classmethod

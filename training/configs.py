@@ -80,12 +80,14 @@ DEMO: dict[str, Any] = dict(
     keep_snapshots=3,
 )
 
+# Learning rates by resolution of all growing configs on 8 GPUs.
+LRATES = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
+
 # Growing in StyleGAN2's program: from 8x8, 600 kimg per level and 600 per fade.
 GROWING: dict[str, Any] = dict(
     sched_args=dict(
         lod_initial_resolution=8,
-        G_lrate_base=0.001, G_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
-        D_lrate_base=0.001, D_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        G_lrate_base=0.001, G_lrate_dict=LRATES, D_lrate_base=0.001, D_lrate_dict=LRATES,
         minibatch_size_base=32, minibatch_size_dict={8: 256, 16: 128, 32: 64, 64: 32},
         minibatch_gpu_base=4, minibatch_gpu_dict={8: 32, 16: 16, 32: 8, 64: 4}))
 
@@ -124,7 +126,7 @@ PROGAN_GPUS = {
     1: _by_gpus(*SIZES[1], {1024: 0.0015}),
     2: _by_gpus(*SIZES[2], {512: 0.0015, 1024: 0.002}),
     4: _by_gpus(*SIZES[4], {256: 0.0015, 512: 0.002, 1024: 0.003}),
-    8: _by_gpus(*SIZES[8], {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}),
+    8: _by_gpus(*SIZES[8], LRATES),
 }
 
 # StyleGAN's own program, config F of its table 1. Laid over CONFIG_F of StyleGAN2.
@@ -135,9 +137,9 @@ STYLEGAN: dict[str, Any] = dict(
     D_loss_args=dict(func_name='training.loss.D_logistic_simplegp', r1_gamma=10),
     sched_args=dict(
         lod_initial_resolution=8, lod_training_kimg=600, lod_transition_kimg=600,
-        G_lrate_base=0.001, G_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
-        D_lrate_base=0.001, D_lrate_dict={128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
-        minibatch_gpu_base=None, tick_kimg_base=160, tick_kimg_dict=TICK_KIMG['stylegan']),
+        G_lrate_base=0.001, G_lrate_dict=LRATES, D_lrate_base=0.001, D_lrate_dict=LRATES,
+        minibatch_gpu_base=None, minibatch_gpu_multiple=4,  # Groups of the minibatch standard deviation.
+        tick_kimg_base=160, tick_kimg_dict=TICK_KIMG['stylegan']),
     grid_args=dict(size='4k'),
     D_first=True,
     lazy_regularization=False,
@@ -145,11 +147,11 @@ STYLEGAN: dict[str, Any] = dict(
 )
 
 # ... and with the loss of ProGAN, as it was trained on CelebA-HQ.
-_LRATES_WGAN = {128: 0.0015, 256: 0.002, 512: 0.002, 1024: 0.002}
+LRATES_WGANGP = {128: 0.0015, 256: 0.002, 512: 0.002, 1024: 0.002}
 STYLEGAN_WGANGP: dict[str, Any] = merge(STYLEGAN, dict(
     G_loss_args=dict(func_name='training.loss.G_wgan'),
     D_loss_args=dict(func_name='training.loss.D_wgan_gp'),
-    sched_args=dict(G_lrate_dict=_LRATES_WGAN, D_lrate_dict=_LRATES_WGAN)))
+    sched_args=dict(G_lrate_dict=LRATES_WGANGP, D_lrate_dict=LRATES_WGANGP)))
 
 # What configs E to B of StyleGAN's table 1 change in the generator of F, and the rows of table 4.
 STYLEGAN_E: dict[str, Any] = dict(style_mixing_prob=0.0)
@@ -234,6 +236,22 @@ def find_preset(name: str) -> Preset:
         raise UserError(f'--config: expected one of {", ".join(CONFIGS)}. Received: {name!r}'
                         f'{did_you_mean(name, list(CONFIGS), 1)}')
     return CONFIGS[name]
+
+
+# The synthesis networks of generators whose arguments name none.
+_SYNTHESIS = {'G_main': 'G_synthesis_stylegan2', 'G_style': 'G_synthesis'}
+
+
+def network_names(config: dict[str, Any]) -> tuple[str | None, ...]:
+    """Names of the functions of G, of its synthesis network (None without) and of D, without modules."""
+    G, D = (config[key]['func_name'].rpartition('.')[2] for key in ('G_args', 'D_args'))
+    synthesis = config['G_args'].get('synthesis_func') or _SYNTHESIS.get(G)
+    return G, synthesis and synthesis.rpartition('.')[2], D
+
+
+def configs_with(names: tuple[str | None, ...]) -> list[str]:
+    """The configs that have networks of these names."""
+    return [name for name in CONFIGS if network_names(find_config(name)) == names]
 
 
 def growing_configs() -> list[str]:

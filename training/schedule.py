@@ -5,6 +5,7 @@ StyleGAN2.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def training_schedule(
     tick_kimg_base: float = 4,                    # Length of a tick in thousands of images.
     tick_kimg_dict: Mapping | None = None,        # The same by resolution; None: those of StyleGAN2.
     max_minibatch_per_gpu: Mapping | None = None, # Most images per update and replica, by resolution.
+    minibatch_gpu_multiple: int = 1,              # Shares of at least so many are rounded down to a multiple.
 ) -> EasyDict:
     """Evaluates the training schedule at one moment.
 
@@ -64,7 +66,7 @@ def training_schedule(
     minibatches = {}
     for res in (2 ** level for level in range(first_log2, resolution_log2 + 1)):
         size, per_gpu = sizes.get(res, minibatch_size_base), sizes_gpu.get(res, minibatch_gpu_base)
-        minibatches[res] = _minibatch(res, size, per_gpu, caps.get(res), num_gpus)
+        minibatches[res] = _minibatch(res, size, per_gpu, caps.get(res), num_gpus, minibatch_gpu_multiple)
 
     kimg = cur_nimg / 1000.0
     lod = float(resolution_log2 - first_log2)
@@ -89,6 +91,17 @@ def training_schedule(
         D_lrate=_int_keys(D_lrate_dict).get(resolution, D_lrate_base) * rampup,
         tick_kimg=ticks.get(resolution, tick_kimg_base),
     )
+
+
+def kimg_at_lod(
+    lod: float, resolution_log2: int, lod_initial_resolution: int | None = None,
+    lod_training_kimg: float = 600, lod_transition_kimg: float = 600, **_others: Any
+) -> float:
+    """Thousands of images after which the schedule with these arguments first comes to a level of detail."""
+    levels = max(resolution_log2 - _initial_log2(lod_initial_resolution, resolution_log2) - lod, 0.0)
+    phases = int(np.floor(levels))
+    kimg = phases * (lod_training_kimg + lod_transition_kimg)
+    return kimg + (lod_training_kimg + (levels - phases) * lod_transition_kimg if levels > phases else 0)
 
 
 def lazy_regularization(
@@ -135,7 +148,7 @@ def _initial_log2(lod_initial_resolution: int | None, resolution_log2: int) -> i
 
 
 def _minibatch(
-    resolution: int, size: int, per_gpu: int | None, cap: int | None, num_gpus: int
+    resolution: int, size: int, per_gpu: int | None, cap: int | None, num_gpus: int, multiple: int
 ) -> tuple[int, int]:
     """(minibatch_size, minibatch_gpu) at one resolution."""
     requested = size
@@ -146,7 +159,9 @@ def _minibatch(
         if size < 1:
             raise UserError(f'minibatch_size {requested} at resolution {resolution} is fewer than one image '
                             f'for each of {num_gpus} GPUs; raise it or use fewer GPUs')
-        return size, size // num_gpus
+        share = size // num_gpus
+        share -= share % multiple if share >= multiple else 0
+        return share * num_gpus, share
     if size < 1 or per_gpu < 1 or size % (per_gpu * num_gpus):
         raise UserError(f'minibatch_size {size} at resolution {resolution} must be a multiple of '
                         f'minibatch_gpu {per_gpu} × {num_gpus} GPUs = {per_gpu * num_gpus}; '

@@ -1,10 +1,10 @@
 """What changes during training - networks, optimizers, moving averages - and the steps that change it.
 
-A minibatch is processed in phases (G, G_reg, D, D_reg; after D the moving average of the weights). Each phase
-is one traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are drawn, their
-gradients are averaged over rounds and replicas, and one Adam step is taken. The random numbers of a piece
-depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a run can be
-resumed exactly, and N replicas compute what one replica computes in N rounds.
+A minibatch is processed in phases: G, G_reg, D, D_reg, or D first; after D the moving average of the weights.
+Each phase is one traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are
+drawn, their gradients are averaged over rounds and replicas, and one Adam step is taken. The random numbers
+of a piece depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a
+run can be resumed exactly, and N replicas compute what one replica computes in N rounds.
 
 Growing networks have traced functions of their own for every stage (see `training.growing`); what fades is a
 variable, `lod`. Images then have the size of the stage: nothing is enlarged only to be averaged again.
@@ -131,6 +131,7 @@ class Trainer:
             raise UserError('G and D must both be growing networks, or neither. '
                             f'Received: {type(G).__name__} and {type(D).__name__}')
         self.stage: Stage | None = None
+        self._lod: float | None = None
         self.strategy, self.G, self.D, self.Gs, self.seed = strategy, G, D, Gs, int(seed)
         self.lazy = lazy_regularization
         self.num_replicas = strategy.num_replicas_in_sync
@@ -186,8 +187,11 @@ class Trainer:
         if not self.G.grows:
             if lod != 0:
                 raise UserError(f'the networks {type(self.G).__name__} and {type(self.D).__name__} do not '
-                                f'grow; leave lod_initial_resolution out. Received: lod {lod}')
+                                f'grow; take a config without lod_initial_resolution. Received: lod {lod}')
             return
+        if lod == self._lod:
+            return
+        self._lod = lod
         for network in (self.G, self.D, self.Gs):
             for name, variable in network.named_variables().items():
                 if name.rpartition('/')[2] == 'lod':
@@ -204,7 +208,7 @@ class Trainer:
 
     def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
              G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
-        """One minibatch: G, G_reg, D, moving average of G, D_reg, each where it is due.
+        """One minibatch: all phases that are due, in their order; after D the moving average of G.
 
         Args:
             step: Number of minibatches before this one.

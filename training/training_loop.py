@@ -15,9 +15,10 @@ from dnnlib.tflib.autosummary import autosummary as report
 from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
+from training.configs import configs_with, network_names
 from training.dataset import Dataset, load_dataset
 from training.misc import snapshot_grid_size
-from training.schedule import ema_beta, training_schedule
+from training.schedule import ema_beta, kimg_at_lod, training_schedule
 from training.snapshots import (
     ImageSnapshots,
     NetworkSnapshots,
@@ -90,7 +91,8 @@ def training_loop(
                           D_reg_interval=D_reg_interval, D_first=D_first, seed=seed)
 
     # Everything about the run that is neither a variable nor an argument.
-    start_nimg = int(1000 * (kimg_of_snapshot(resume_pkl) if resume_kimg is None else resume_kimg))
+    start_nimg = 0 if has_checkpoint(ctx.run_dir) else int(
+        1000 * _start_kimg(resume_pkl, resume_kimg, G, sched_args))
     progress = EasyDict(nimg=start_nimg, step=0, tick=-1, tick_nimg=start_nimg, sched_nimg=start_nimg,
                         total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint)
     checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
@@ -116,7 +118,8 @@ def training_loop(
         writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
         sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
         writer.add_images('Images/fakes', sheet, step=progress.nimg)
-        print(f'Training for {total_kimg} kimg...\n')
+        start = f' from {start_nimg / 1000:.1f} kimg on' if start_nimg else ''
+        print(f'Training for {total_kimg} kimg{start}...\n')
     else:
         snapshots.add_existing(progress.nimg)
         print(f'Resuming at {progress.nimg / 1000:.1f} of {total_kimg} kimg...\n')
@@ -201,19 +204,23 @@ def training_loop(
 
 def check_arguments(
     data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
-    grid_args: dict | None = None, D_args: dict | None = None, resume_pkl: str | None = None,
-    seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto', **_others: Any,
+    grid_args: dict | None = None, G_args: dict | None = None, D_args: dict | None = None,
+    D_loss_args: dict | None = None, resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1,
+    strategy: str = 'auto', **_others: Any,
 ) -> None:
     """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
 
     Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
-    an unknown size of the sample grid, or a snapshot that does not fit the data set.
+    an unknown size of the sample grid, labels that a loss does not look at, or a snapshot that does not fit
+    the data set or the configuration.
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
     training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
+        if training_set.label_size:
+            _check_conditional(G_args or {}, D_args or {}, D_loss_args or {})
         snapshot_grid_size(training_set.shape, (grid_args or {}).get('size', '1080p'))
         group = (D_args or {}).get('mbstd_group_size', 4)
         for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
@@ -222,7 +229,9 @@ def check_arguments(
                 raise UserError('--minibatch-gpu must be at most, or divisible by, the group size '
                                 f'{group} of the minibatch standard deviation. Received: {pieces}')
         if resume_pkl is not None:
-            _check_networks(load_networks(resume_pkl), training_set, resume_pkl)
+            networks = load_networks(resume_pkl)
+            _check_config(networks, dict(G_args=G_args, D_args=D_args), resume_pkl)
+            _check_networks(networks, training_set, resume_pkl)
     finally:
         training_set.close()
 
@@ -258,6 +267,54 @@ def _check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
     if shape != training_set.shape or label_size != training_set.label_size:
         raise UserError(f'{path} is for images {shape} with label size {label_size}; the data set has '
                         f'{training_set.shape} and {training_set.label_size}')
+
+
+def _check_config(networks: tuple, config: dict, path: str) -> None:
+    """Raises UserError for networks of a snapshot that are not those of the configuration."""
+    G, D, _ = networks
+    synthesis = G.components.get('synthesis')
+    found = tuple(network and type(network.layer).__name__ for network in (G, synthesis, D))
+    expected = network_names(config)
+    if found != expected:
+        fitting = configs_with(found)
+        raise UserError(f'{path} holds {_joined(found)}; the configuration is for {_joined(expected)}. '
+                        + (f'Choose --config={" or ".join(fitting)}' if fitting else 'No config is for them'))
+
+
+def _joined(names: tuple) -> str:
+    return ', '.join(name for name in names if name)
+
+
+def _check_conditional(G_args: dict, D_args: dict, D_loss_args: dict) -> None:
+    """Raises UserError for a configuration in which labels would have no effect."""
+    if D_args.get('func_name', '').endswith('.D_paper') and not D_loss_args['func_name'].endswith('_acgan'):
+        raise UserError('--cond: the discriminator of ProGAN learns labels by the loss of AC-GAN only; '
+                        'use --config=progan-acgan')
+    if G_args.get('mapping_layers') == 0:
+        raise UserError('--cond: labels enter the generator through its mapping network, which this config '
+                        'does not have; use one with mapping layers, such as stylegan-f')
+
+
+def _start_kimg(resume_pkl: str | None, resume_kimg: float | None, G: tflib.Network,
+                sched_args: dict) -> float:
+    """Progress at the start of a run: as given, as the snapshot is named, or where its networks belong.
+
+    The networks of a growing run must go on at their level of detail; a name that says nothing, as
+    network-final.pkl, or a schedule of another length would throw them back.
+    """
+    if resume_pkl is None or resume_kimg is not None:
+        return resume_kimg or 0.0
+    kimg = kimg_of_snapshot(resume_pkl)
+    if not G.layer.grows:
+        return kimg
+    lod = float(G.get_var('lod'))
+    # The number in the name is rounded down, and the schedule is looked at every few minibatches.
+    if kimg and abs(training_schedule(1000 * kimg, **sched_args).lod - lod) < 0.1:
+        return kimg
+    belongs = kimg_at_lod(lod, **sched_args)
+    print(f'The networks are at level of detail {lod:.2f}: starting at {belongs:.1f} kimg of the schedule '
+          '(--resume-kimg sets another)')
+    return belongs
 
 
 def _loss_of(args: dict) -> tuple:
