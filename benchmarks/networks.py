@@ -41,6 +41,7 @@ def make_parser() -> flags.Parser:
     parser.add_flag('batch', flags.positive_int, 'images at a time', default=4)
     parser.add_flag('phases', _phase_list, 'training phases to time, or none', default=','.join(PHASES))
     parser.add_flag('repeats', flags.positive_int, 'measurements; the table shows their median', default=7)
+    flags.add_custom_ops_flag(parser)
     parser.add_flag('json', help='also write all numbers to this file', metavar='FILE')
     return parser
 
@@ -267,6 +268,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 def run(args: Any) -> None:
     """Measures and prints one table."""
+    flags.use_custom_ops(args.custom_ops)
     load_tensorflow()
     result = benchmark(args.resolution, args.fmap_base, args.fmap_max, args.batch, args.phases, args.repeats)
     print('StyleGAN2 {resolution}x{resolution}, fmap_base {fmap_base}, fmap_max {fmap_max}, batch {batch}, '

@@ -85,6 +85,21 @@ def _conv_bias_act(x, w, b, impl, data_format):
     return _bias_act(tf.nn.conv2d(x, w, strides=1, padding='SAME'), b, impl, 'NHWC')
 
 
+def _epilogue(x, factor, noise, strength, b, impl, data_format):
+    """What follows a modulated convolution."""
+    from custom_ops import filter_noise_bias_act
+    return filter_noise_bias_act(x, None, factor=factor, noise=noise, strength=strength, b=b, act='lrelu',
+                                 gain=1, impl=impl)
+
+
+def _filter_epilogue(x, factor, noise, strength, b, impl, data_format):
+    """... one that upsamples."""
+    from custom_ops import filter_noise_bias_act
+    from custom_ops.upfirdn_2d import setup_kernel
+    return filter_noise_bias_act(x, setup_kernel(KERNEL), (1, 1, 1, 1), factor, noise, strength, b, 'lrelu',
+                                 gain=1, impl=impl)
+
+
 # name: (function, reads an image of 3 channels, passes over memory as multiples of (input, output): forward,
 # backward; None = does not count)
 OPS = {
@@ -95,7 +110,11 @@ OPS = {
     'image-up': (_up, True, (1, 1), (1, 1)),
     'bias-act': (_bias_act, False, (1, 1), (1, 2)),
     'conv-bias-act': (_conv_bias_act, False, None, None),
+    'epilogue': (_epilogue, False, (1, 1), (2, 2)),
+    'filter-epilogue': (_filter_epilogue, False, (1, 1), (2, 2)),
 }
+
+NHWC_ONLY = ('conv-bias-act', 'epilogue', 'filter-epilogue')
 
 
 def make_inputs(name: str, resolution: int, fmap_base: int, dtype: str, data_format: str) -> list:
@@ -106,17 +125,20 @@ def make_inputs(name: str, resolution: int, fmap_base: int, dtype: str, data_for
     channels = feature_maps(log2_resolution(resolution) - 1, fmap_base, 1.0, 1, 512)
     channels = 3 if OPS[name][1] else channels
     batch = max(min(4, MAX_ELEMENTS // (resolution ** 2 * channels)), 1)
-    size = resolution // 2 if name in ('up', 'image-up') else resolution
+    size = {'up': resolution // 2, 'image-up': resolution // 2,
+            'filter-epilogue': resolution + 1}.get(name, resolution)
     shape = [batch, size, size, channels]
-    if data_format == 'NCHW' and name != 'conv-bias-act':
+    if data_format == 'NCHW' and name not in NHWC_ONLY:
         shape = [batch, channels, size, size]
     shapes = [shape]
     if name == 'conv-bias-act':
         shapes.append([3, 3, channels, channels])
     if name.endswith('bias-act'):
         shapes.append([channels])
+    if name.endswith('epilogue'):
+        shapes += [[batch, channels], [batch, resolution, resolution, 1], [], [channels]]
     rnd = np.random.RandomState(1)
-    return [tf.constant(rnd.randn(*shape).astype(np.float32) / np.sqrt(np.prod(shape[:-1])), dtype)
+    return [tf.constant(np.float32(rnd.randn(*shape)) / np.float32(np.sqrt(np.prod(shape[:-1]))), dtype)
             for shape in shapes]
 
 

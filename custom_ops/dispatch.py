@@ -6,11 +6,21 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
-from custom_ops import build
 from dnnlib.util import UserError
 
 IMPLEMENTATIONS = ('auto', 'custom', 'ref')
 COMPILED_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+def _build() -> types.ModuleType:
+    """custom_ops.build, imported late: `python -m custom_ops.build` imports the package before it runs."""
+    from custom_ops import build
+    return build
+
+
+def default_mode() -> str:
+    """What impl='auto' means in this process: 'auto', 'custom' or 'ref', see custom_ops.build.set_mode."""
+    return _build().get_mode()
 
 
 def check_impl(impl: str) -> None:
@@ -29,6 +39,7 @@ def compiled_ops(impl: str, dtype: tf.DType, faster: bool) -> types.ModuleType |
         faster: whether the compiled operation is faster on a CPU (measured: `python -m benchmarks.ops`).
     """
     check_impl(impl)
+    build = _build()
     if impl == 'custom':
         if dtype not in COMPILED_DTYPES:
             names = ', '.join(supported.name for supported in COMPILED_DTYPES)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.build import get_mode
-from custom_ops.dispatch import compiled_ops, has_gpu
+from custom_ops.dispatch import compiled_ops, default_mode, has_gpu
 from dnnlib.util import UserError
 
 # In graphs on a CPU, TensorFlow makes one operation of these and the bias and activation that follow.
@@ -55,6 +54,11 @@ activation_funcs: dict[str, Activation] = {
 }
 
 
+def float32_value(alpha: float) -> float:
+    """alpha as TensorFlow's leaky ReLU has it, in every precision."""
+    return float(np.float32(alpha))
+
+
 def find_activation(act: str) -> Activation:
     """The row of the activation table named `act`; UserError for an unknown name."""
     if act not in activation_funcs:
@@ -92,7 +96,7 @@ def fused_bias_act(
     ops = compiled_ops(impl, x.dtype, faster=True)
     # The derivatives of the compiled operation are taken at y / gain, which must have the sign of x.
     if ops and gain != 0 and not (act == 'lrelu' and alpha <= 0):
-        only_gradient = impl == 'auto' and get_mode() == 'auto' and _fuses(x)
+        only_gradient = impl == 'auto' and default_mode() == 'auto' and _fuses(x)
         return _Compiled(ops, axis, row, alpha, gain, only_gradient).forward(x, b)
     return _composed(x, b, axis, row, alpha, gain)
 
@@ -140,7 +144,7 @@ class _Compiled:
             act=self.row.cuda_idx, grad=grad)
 
     def _constants(self):
-        return tf.constant([self.alpha or 0, self.gain], tf.float64)
+        return tf.constant([float32_value(self.alpha or 0), self.gain], tf.float64)
 
     def _bias_sum(self, x):
         return tf.reduce_sum(x, axis=[i for i in range(x.shape.rank) if i != self.axis])

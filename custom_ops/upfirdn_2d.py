@@ -18,7 +18,7 @@ _FEW_CHANNELS = 4
 # Numbers in an image from which on a depthwise convolution is the fastest filter.
 _LARGE = 1 << 22
 # What the compiled operation takes: taps along each axis; taps in all, on a GPU.
-_MAX_TAPS = 32
+MAX_TAPS = 32
 _MAX_GPU_TAPS = 256
 
 
@@ -56,7 +56,10 @@ def _fir(x: tf.Tensor, k: np.ndarray, stride: int, pads: list) -> tf.Tensor:
         kernel = k[:, :, np.newaxis, np.newaxis] * np.eye(channels, dtype=k.dtype)
         return tf.nn.conv2d(x, tf.constant(kernel, x.dtype), strides=stride, padding=pads)
     kernel = np.tile(k[:, :, np.newaxis, np.newaxis], [1, 1, channels, 1])
-    return tf.nn.depthwise_conv2d(x, tf.constant(kernel, x.dtype), [1, stride, stride, 1], pads)
+    y = tf.nn.depthwise_conv2d(x, tf.constant(kernel, x.dtype), [1, stride, stride, 1], pads)
+    # A barrier. TensorFlow's graph optimizer fuses a depthwise convolution with the bias that follows, loses
+    # the padding on the way and aborts the process.
+    return tf.ensure_shape(y, y.shape)
 
 
 def upfirdn_2d(
@@ -99,9 +102,9 @@ def upfirdn_2d(
 
 def _find_compute(impl: str, x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple) -> Callable:
     """The function that computes the forward pass, and with it the gradients."""
-    fits = max(k.shape) <= _MAX_TAPS and not (has_gpu() and k.size > _MAX_GPU_TAPS)
+    fits = max(k.shape) <= MAX_TAPS and not (has_gpu() and k.size > _MAX_GPU_TAPS)
     if impl == 'custom' and not fits:
-        raise UserError(f"impl='custom' takes filters of up to {_MAX_TAPS}x{_MAX_TAPS} taps, on a GPU "
+        raise UserError(f"impl='custom' takes filters of up to {MAX_TAPS}x{MAX_TAPS} taps, on a GPU "
                         f'{_MAX_GPU_TAPS} in all. Received: {k.shape}')
     ops = compiled_ops(impl if fits else 'ref', x.dtype, _faster(x, up, down))
     if ops:
@@ -271,11 +274,26 @@ def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: 
     """
     check_impl(impl)
     x = _to_nhwc(tf.convert_to_tensor(x), data_format)
+    x, k, pads = unfiltered_upsample_conv_2d(x, w, k, factor, gain, impl)
+    if k is not None:
+        x = _resample(x, k, 'NHWC', impl, pad0=pads[0], pad1=pads[1])
+    return _from_nhwc(x, data_format)
+
+
+def unfiltered_upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: float = 1,
+                                impl: str = 'auto') -> tuple[tf.Tensor, np.ndarray | None, tuple[int, int]]:
+    """upsample_conv_2d but for its last step, the filter, for a caller that joins it with what follows.
+
+    Args: as upsample_conv_2d; x is NHWC.
+
+    Returns the images, the filter and its pads, the same along both axes; the filter is None where it has
+    been applied.
+    """
     _check_static(x)
     w, taps = _square_kernel(w, x.dtype)
     if taps == 1:  # Works pixel by pixel, so it may come first, where there are fewer pixels.
-        x = upsample_2d(tf.nn.conv2d(x, w, strides=1, padding='VALID'), k, factor, gain, 'NHWC', impl)
-        return _from_nhwc(x, data_format)
+        x = tf.nn.conv2d(x, w, strides=1, padding='VALID')
+        return upsample_2d(x, k, factor, gain, 'NHWC', impl), None, (0, 0)
     k = _kernel_or_box(k, factor) * (gain * factor ** 2)
     p = (k.shape[0] - factor) - (taps - 1)
     height, width = x.shape[1:3]
@@ -284,8 +302,7 @@ def upsample_conv_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: 
     w = tf.transpose(tf.reverse(w, [0, 1]), [0, 1, 3, 2])
     shape = [batch, (height - 1) * factor + taps, (width - 1) * factor + taps, w.shape[2]]
     x = tf.nn.conv2d_transpose(x, w, shape, strides=factor, padding='VALID')
-    x = _resample(x, k, 'NHWC', impl, pad0=(p + 1) // 2 + factor - 1, pad1=p // 2 + 1)
-    return _from_nhwc(x, data_format)
+    return x, k, ((p + 1) // 2 + factor - 1, p // 2 + 1)
 
 
 def conv_downsample_2d(x: tf.Tensor, w: tf.Tensor, k=None, factor: int = 2, gain: float = 1,

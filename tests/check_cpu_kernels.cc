@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "../custom_ops/src/filter_noise_bias_act_cpu.h"
 #include "../custom_ops/src/fused_bias_act_cpu.h"
 #include "../custom_ops/src/upfirdn_2d_cpu.h"
 
@@ -132,6 +133,118 @@ void check_bias_act(double tolerance) {
   }
 }
 
+// What follows a modulated convolution, with and without a filter, and its gradient, which is the transpose:
+// Σ v·y = Σ v·act'·gain·noise + Σ dbias·bias + Σ dx·x, as y is linear but for the slope.
+template <typename T>
+void check_epilogue(double tolerance) {
+  const int64_t channels[] = {1, 3, 8, 15, 16, 17, 48, 300};
+  const bool filter = uniform(0, 1), has_factor = uniform(0, 1), has_noise = uniform(0, 1), has_bias = uniform(0, 1);
+  stylegan::EpilogueArgs e{};
+  e.major = uniform(1, 3);
+  e.noise_major = uniform(0, 1) ? 1 : e.major;
+  e.h = uniform(1, 6);
+  e.w = uniform(0, 9) == 0 ? uniform(100, 900) : uniform(1, 9);
+  e.minor = channels[uniform(0, e.w > 99 ? 4 : 7)];
+  e.act = uniform(1, 3);
+  e.alpha = 0.25;
+  e.gain = 2;
+  stylegan::UpFirDnArgs f{};
+  f.kh = uniform(1, 5);
+  f.kw = uniform(1, 5);
+  f.pady0 = uniform(-2, 4);
+  f.padx0 = uniform(-2, 4);
+  const int64_t in_h = filter ? e.h + f.kh - 1 - f.pady0 - uniform(-2, 2) : e.h;
+  const int64_t in_w = filter ? e.w + f.kw - 1 - f.padx0 - uniform(-2, 2) : e.w;
+  if (in_h < 1 || in_w < 1) return;
+  const int64_t pixels = e.major * e.h * e.w, size = pixels * e.minor, in_size = e.major * in_h * in_w * e.minor;
+  const std::vector<T> x = random_array<T>(in_size), factor = random_array<T>(e.major * e.minor);
+  const std::vector<T> noise = random_array<T>(e.noise_major * e.h * e.w), bias = random_array<T>(e.minor);
+  const std::vector<T> v = random_array<T>(size);
+  const std::vector<double> k = random_array<double>(f.kh * f.kw), flipped(k.rbegin(), k.rend());
+  std::vector<T> y(size), scaled(size), dx(in_size), dbias(e.minor), dfactor(e.major * e.minor);
+  std::vector<T> dnoise(pixels);
+  e.factor = has_factor ? factor.data() : nullptr;
+  e.noise = has_noise ? noise.data() : nullptr;
+  e.bias = has_bias ? bias.data() : nullptr;
+  const int64_t rows = e.major * e.h, middle = uniform(0, rows);
+  const stylegan::NoiseBiasAct<T> epilogue(e);
+  f.major = e.major;
+  f.minor = e.minor;
+  f.upx = f.upy = f.downx = f.downy = 1;
+  if (filter) {
+    f.x = x.data();
+    f.k = k.data();
+    f.y = y.data();
+    f.in_h = in_h;
+    f.in_w = in_w;
+    f.out_h = e.h;
+    f.out_w = e.w;
+    const stylegan::UpFirDn2D<T, stylegan::NoiseBiasAct<T>> kernel(f, epilogue);
+    kernel.run(0, middle);
+    kernel.run(middle, rows);
+  } else {
+    epilogue.run(x.data(), y.data(), 0, middle);
+    epilogue.run(x.data(), y.data(), middle, rows);
+  }
+
+  e.ref = y.data();
+  const bool in_filter = filter || !has_factor;
+  stylegan::NoiseBiasActGrad<T> grad(e, v.data(), in_filter ? nullptr : x.data(), filter ? scaled.data() : dx.data(),
+                                     has_noise ? dnoise.data() : nullptr);
+  grad.run(0, middle);
+  grad.run(middle, rows);
+  grad.finish(dbias.data(), in_filter ? nullptr : dfactor.data());
+  if (filter) {
+    f.x = scaled.data();
+    f.k = flipped.data();
+    f.y = dx.data();
+    f.pady0 = f.kh - f.pady0 - 1;
+    f.padx0 = f.kw - f.padx0 - 1;
+    std::swap(f.in_h, f.out_h);
+    std::swap(f.in_w, f.out_w);
+    stylegan::EpilogueArgs in = e;
+    in.h = in_h;
+    in.w = in_w;
+    stylegan::RowSums<T> products(e.major * in_h, e.minor);
+    if (has_factor) {
+      const stylegan::FactorGrad<T> epilogue(in, x.data(), &products);
+      stylegan::UpFirDn2D<T, stylegan::FactorGrad<T>>(f, epilogue).run(0, e.major * in_h);
+      products.finish(e.major, dfactor.data());
+    } else {
+      stylegan::UpFirDn2D<T>(f).run(0, e.major * in_h);
+    }
+  }
+  double left = 0, right = 0, by_factor = 0, magnitude = 0;
+  const auto add = [&](double a, double b, double* sum) {
+    *sum += a * b;
+    magnitude += std::abs(a * b);
+  };
+  for (int64_t i = 0; i < size; ++i) add(stylegan::load(v[i]), stylegan::load(y[i]), &left);
+  for (int64_t i = 0; i < in_size; ++i) add(stylegan::load(dx[i]), stylegan::load(x[i]), &right);
+  for (int64_t i = 0; has_factor && i < e.major * e.minor; ++i) {
+    add(stylegan::load(dfactor[i]), stylegan::load(factor[i]), &by_factor);
+  }
+  if (has_factor) expect_close(by_factor, right, tolerance * (1 + magnitude), "factor");
+  for (int64_t i = 0; has_noise && i < pixels; ++i) {
+    const int64_t at = e.noise_major == 1 ? i % (e.h * e.w) : i;
+    add(stylegan::load(dnoise[i]), stylegan::load(noise[at]), &right);
+  }
+  for (int64_t i = 0; has_bias && i < e.minor; ++i) {
+    add(stylegan::load(dbias[i]), stylegan::load(bias[i]), &right);
+  }
+  expect_close(left, right, tolerance * (1 + magnitude), "epilogue");
+
+  // In place, and the derivative: where the output is positive, the same.
+  e.grad = 1;
+  if (filter) return;
+  std::vector<T> again = x;
+  stylegan::NoiseBiasAct<T>(e).run(again.data(), again.data(), 0, rows);
+  for (int64_t i = 0; i < size; ++i) {
+    const double actual = stylegan::load(again[i]), expected = stylegan::load(y[i]);
+    if (expected != 0) expect_close(actual, expected, tolerance, "derivative");
+  }
+}
+
 // All numbers of 16 bits survive, and what lies between them is rounded to the nearest.
 template <typename T>
 void check_conversions() {
@@ -171,6 +284,10 @@ int main(int argc, char** argv) {
     check_bias_act<double>(1e-13);
     check_bias_act<stylegan::Half>(2e-3);
     check_bias_act<stylegan::BFloat16>(1e-2);
+    check_epilogue<float>(3e-6);
+    check_epilogue<double>(1e-13);
+    check_epilogue<stylegan::Half>(3e-3);
+    check_epilogue<stylegan::BFloat16>(2e-2);
   }
   std::printf("checked\n");
   return 0;

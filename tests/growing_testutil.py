@@ -1,4 +1,4 @@
-"""What the tests of the growing networks of ProGAN and StyleGAN share."""
+"""What the tests of the growing networks of all three generations share."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from training.growing import downscale2d, stage_of, upscale2d
 
 # The slope 0.2 of the leaky ReLU has the digits of float32 in some implementations, also in float64.
 TOLERANCE = 1e-7
-LODS = (0.0, 0.4, 1.0, 1.7, 2.0, 2.5, 3.0, 3.4)  # 32×32 down to 4×4, below which there is nothing.
+LODS = (0.0, 0.4, 1.0, 1.7, 2.0, 2.5, 3.0, 3.4, 5.0)    # 32×32 down to 4×4, below which there is nothing.
 
 
 def recorded(arrays: dict, prefix: str) -> list[tuple[str, float, np.ndarray]]:
@@ -80,10 +80,13 @@ class PickleChecks:
     """Official pickles behind the facade: NumPy arrays in NCHW."""
 
     def check_pickle(self, folder: str, case: str, image_prefix: str, class_name: str, version: int,
-                     **options) -> None:
-        """Images and scores of every recorded level of detail, and of what is written and read again."""
+                     states=None, **options) -> None:
+        """Images and scores of every recorded level of detail, and of what is written and read again.
+
+        Args: states of (G, D, Gs), None = those of the golden pickle.
+        """
         a = testutil.load(folder, f'{case}.npz')
-        states = legacy.load_pkl(testutil.golden(folder, f'{case}.pkl'))
+        states = states or legacy.load_pkl(testutil.golden(folder, f'{case}.pkl'))
         networks = [Network.from_state(state) for state in states]
         for network, state in zip(networks, states, strict=True):
             # What is written is the official form: the same keys in the same order.
@@ -92,6 +95,7 @@ class PickleChecks:
             self.assertEqual(written.key_order, state.key_order)
             self.assertEqual(written.static_kwargs, state.static_kwargs)
             self.assertEqual([name for name, _ in written.variables], [name for name, _ in state.variables])
+            self.assertEqual(list(written.all_variables()), list(state.all_variables()))
             self.assertEqual(list(written.components), list(state.components))
         path = os.path.join(self.get_temp_dir(), f'{case}.pkl')
         legacy.save_pkl(tuple(network.state() for network in networks), path)
@@ -122,7 +126,9 @@ class StructureChecks:
                 stage = stage_of(lod)
                 images = generate(Context(), structure='linear')
                 self.assertEqual(images.shape, fixed.shape)
-                testutil.assert_close(self, generate(Context(), structure='recursive'), images, 0, TOLERANCE)
+                for structure in ('recursive', 'auto', None):
+                    actual = generate(Context(), structure=structure)
+                    testutil.assert_close(self, actual, images, 0, TOLERANCE)
                 testutil.assert_close(self, generate(Context(stage=stage)), images, 0, TOLERANCE)
                 for ctx in (Context(stage=stage), Context()):   # All levels, where the stage is not known.
                     traced = tf.function(lambda ctx=ctx: generate(ctx), autograph=False)
@@ -132,6 +138,7 @@ class StructureChecks:
                 self.assertEqual(small.shape[1], fixed.shape[1] // factor)
                 testutil.assert_close(self, upscale2d(small, factor), images, 0, TOLERANCE)
                 testutil.assert_close(self, generate(Context(), structure='fixed'), fixed, 0, TOLERANCE)
+                self.assertEqual(np.allclose(images, fixed), lod == 0)
 
     def check_discriminator(self, score, network, images, lods=LODS) -> None:
         """Args: score(images, ctx, **options) → tensor or tuple of them; images [N, 32, 32, C]."""
@@ -139,17 +146,18 @@ class StructureChecks:
             with self.subTest(lod=lod):
                 network.lod.assign(lod)
                 stage = stage_of(lod)
-                scores = score(images, Context(), structure='linear')
+                scores, fixed = (score(images, Context(), structure=s) for s in ('linear', 'fixed'))
                 factor = 2 ** min(stage.lod_floor, 3)
                 small = downscale2d(images, factor)
-                results = [score(images, Context(), structure='recursive'),
+                results = [*(score(images, Context(), structure=s) for s in ('recursive', 'auto', None)),
                            score(images, Context(stage=stage)), score(small, step_context(lod)),
                            score(upscale2d(small, factor), Context()),
                            tf.function(lambda s=stage: score(images, Context(stage=s)), autograph=False)(),
                            tf.function(lambda: score(images, Context()), autograph=False)()]
                 if lod == 0:
-                    results.append(score(images, Context(), structure='fixed'))
+                    results.append(fixed)
                 for result in results:
                     pairs = zip(tf.nest.flatten(result), tf.nest.flatten(scores), strict=True)
                     for actual, expected in pairs:
                         testutil.assert_close(self, actual, expected, 0, TOLERANCE)
+                self.assertEqual(np.allclose(tf.nest.flatten(fixed)[0], tf.nest.flatten(scores)[0]), lod == 0)

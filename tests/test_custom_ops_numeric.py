@@ -181,6 +181,20 @@ def derivatives(func, inputs, order):
     return [np.concatenate([np.ravel(value) for value in values]) for values in results]
 
 
+class GraphOptimizerTest(tf.test.TestCase):
+
+    def test_filter_before_bias_and_activation(self):
+        # Fused with what follows, TensorFlow's depthwise convolution loses its padding: the process aborts.
+        x, b = np.random.RandomState(13).randn(2, 8, 8, 16).astype(np.float32), np.ones(16, np.float32)
+
+        def func(x, b, impl='ref'):
+            y = upfirdn_2d(x, np.ones([2, 2]), padx0=1, pady0=1, impl=impl)
+            return fused_bias_act(y, b, 3, 'lrelu', impl=impl)
+
+        actual = tf.function(lambda x, b: func(x, b), autograph=False)(x, b)
+        self.assertAllClose(actual, func(x, b, 'custom'), 1e-5, 1e-5)
+
+
 class FusedBiasActTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.parameters(*activation_funcs)
@@ -247,6 +261,14 @@ class FusedBiasActTest(parameterized.TestCase, tf.test.TestCase):
                 x, **options, impl=impl), [x], 2) for impl in IMPLEMENTATIONS]
             for order in range(3):
                 testutil.assert_close(self, actual[order], expected[order], 1e-7, 1e-7, f'{options} {order}')
+
+    def test_slope_of_leaky_relu_is_the_same_number(self):
+        x = np.random.RandomState(12).randn(3, 5)
+        for alpha in (None, 0.1, 0.7):  # None is 0.2; no float32 number is any of these.
+            expected, actual = [derivatives(lambda x, impl=impl, alpha=alpha: fused_bias_act(
+                x, act='lrelu', alpha=alpha, impl=impl), [x], 1) for impl in IMPLEMENTATIONS]
+            for order in range(2):
+                testutil.assert_close(self, actual[order], expected[order], 1e-14, 0, f'{alpha} {order}')
 
     def test_no_images(self):
         for shape in ([0, 4, 4, 3], [2, 0, 4, 3]):

@@ -137,7 +137,7 @@ class HostilePickleTest(tf.test.TestCase):
                     self._refused('expected the name of a network',
                                   static_kwargs={**TINY, key: module, **arguments})
             self._refused('unknown', build_func_name='get_obj_by_name', static_kwargs={'name': 'os.system'})
-            self._refused('network class', static_kwargs={**TINY, 'synthesis_func': 'feature_maps'})
+            self._refused('network class', static_kwargs={**TINY, 'synthesis_func': 'fmaps_by_stage'})
             self.assertFalse(os.path.exists(path))
 
     def test_arguments_that_do_not_fit(self):

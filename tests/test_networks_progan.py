@@ -1,10 +1,13 @@
 """The ProGAN networks against the official ones: names, shapes, outputs, features, gradients."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dnnlib.tflib import Network
+from dnnlib.tflib import Network, legacy
+from dnnlib.tflib.network import find_network_class
 from dnnlib.util import UserError
 from tests import testutil
 from tests.growing_testutil import PickleChecks, StructureChecks, VariableTableChecks, randomized, recorded
@@ -110,6 +113,15 @@ class GoldenTest(PickleChecks, parameterized.TestCase, tf.test.TestCase):
     def test_pickles_behind_the_facade(self, snapshot):
         self.check_pickle('progan', snapshot, 'image', 'tfutil.Network', 2)
 
+    def test_pickles_of_the_program_of_stylegan_stay_so(self):
+        # StyleGAN's program writes the networks of ProGAN in its own form.
+        states = [dataclasses.replace(state, version=3, components={}, class_name=legacy.NETWORK_CLASS,
+                                      key_order=legacy.STATE_KEYS)
+                  for state in legacy.load_pkl(testutil.golden('progan', f'{SNAPSHOTS[0]}.pkl'))]
+        self.check_pickle('progan', SNAPSHOTS[0], 'image', legacy.NETWORK_CLASS, 3, states)
+        copy = Network.from_state(states[0]).clone('Gs').state()
+        self.assertEqual((copy.name, copy.version, copy.class_name), ('Gs', 3, legacy.NETWORK_CLASS))
+
     def test_facade_has_two_outputs(self):
         a, (_, D, _) = self._load('paper_label10_32')
         D.lod.assign(1.0)
@@ -209,6 +221,14 @@ class ArgumentsTest(tf.test.TestCase):
             unused = {name.split('/')[0] for name, value in gradients.items() if value is None}
             self.assertEqual(len(unused), 2, unused)
             self.assertTrue(all(name.endswith(('_lod2', '_lod3')) for name in unused), unused)
+
+    def test_state_versions(self):
+        self.assertEqual(Network('G', G_paper, **TINY).state().version, 2)
+        for version in (2, 3):
+            self.assertIs(find_network_class('D_paper', version), D_paper)
+        for name, version in (('G_paper', 4), ('G_style', 2), ('GrowingGenerator', 2)):
+            with self.assertRaisesRegex(UserError, f'^network function .{name}. of .* {version} is unknown'):
+                find_network_class(name, version)
 
     def test_bad_arguments(self):
         for make, message in [

@@ -4,52 +4,38 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dnnlib.tflib import Network, legacy
+from dnnlib.tflib import legacy
 from dnnlib.util import UserError
 from tests import testutil
+from tests.growing_testutil import PickleChecks, StructureChecks, randomized, recorded
 from training.context import Context
-from training.growing import Stage, downscale2d, stage_of, upscale2d
+from training.growing import Stage
 from training.networks_stylegan2 import D_stylegan, G_main, G_synthesis_stylegan_revised
 
 SNAPSHOT = 'bcd_revised_uncond_32'
 TINY = dict(resolution=32, fmap_base=64, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8,
             mapping_layers=2, synthesis_func='G_synthesis_stylegan_revised')
-LODS = (0.0, 0.4, 1.0, 1.7, 2.5, 3.0, 3.4, 5.0)     # 32×32 down to 4×4, below which there is nothing.
 
 
-def tiny_networks(seed=0, **kwargs) -> list:
+def tiny_networks(**kwargs) -> list:
     """(G, D) in float64 without anything that is zero at the start."""
     options = {**TINY, 'dtype': 'float64', **kwargs}
-    networks = [G_main(**options), D_stylegan(**options)]
-    rng = np.random.RandomState(seed)
-    for network in networks:
-        for name, variable in network.named_variables().items():
-            if not name.endswith('lod') and 'G_mapping' not in name:
-                variable.assign(rng.randn(*variable.shape))
-    return networks
+    return [randomized(G_main(**options), 1), randomized(D_stylegan(**options), 2)]
 
 
 @testutil.needs_golden
-class GoldenTest(parameterized.TestCase, tf.test.TestCase):
+class GoldenTest(PickleChecks, tf.test.TestCase):
 
     def _load(self, role):
         state = legacy.find_network(legacy.load_pkl(testutil.golden('stylegan2', f'{SNAPSHOT}.pkl')), role)
-        return testutil.build_network(state), testutil.load('stylegan2', f'{SNAPSHOT}.npz'), state
-
-    @staticmethod
-    def _cases(arrays, prefix):
-        """(structure, lod, expected array) of every recorded case."""
-        for key, value in arrays.items():
-            if key.startswith(f'{prefix}_') and '_lod' in key:
-                structure, _, lod = key.removeprefix(f'{prefix}_').partition('_lod')
-                yield structure, float(lod), value
+        return testutil.build_network(state), testutil.load('stylegan2', f'{SNAPSHOT}.npz')
 
     def test_generator(self):
-        G, a, _ = self._load('G')
+        G, a = self._load('G')
         latents, seed = tf.constant(a['latents']), testutil.nhwc(a['grad_seed'])
-        cases = list(self._cases(a, 'image_psi0.6'))
+        cases = recorded(a, 'image_psi0.6')
         self.assertLen(cases, 9)
-        for (structure, lod, image), (*same, gradient) in zip(cases, self._cases(a, 'dsum_dz'), strict=True):
+        for (structure, lod, image), (*same, gradient) in zip(cases, recorded(a, 'dsum_dz'), strict=True):
             self.assertEqual([structure, lod], same)
             with self.subTest(structure=structure, lod=lod):
                 # The level of detail of the generator counts, not the one that is left in its component.
@@ -64,13 +50,13 @@ class GoldenTest(parameterized.TestCase, tf.test.TestCase):
                 testutil.assert_close(self, tape.gradient(total, latents), gradient, 0, 1e-3)
 
     def test_discriminator(self):
-        D, a, _ = self._load('D')
+        D, a = self._load('D')
         images = tf.constant(testutil.nhwc(a['d_images']))
-        penalties = {case[:2]: case[2] for case in self._cases(a, 'r1_penalty')}
-        gradients = {case[:2]: case[2] for case in self._cases(a, 'r1_grads')}
+        penalties = {case[:2]: case[2] for case in recorded(a, 'r1_penalty')}
+        gradients = {case[:2]: case[2] for case in recorded(a, 'r1_grads')}
         self.assertLen(penalties, 5)
         self.assertLen(gradients, 2)
-        cases = list(self._cases(a, 'd_scores'))
+        cases = recorded(a, 'd_scores')
         self.assertLen(cases, 9)
         for structure, lod, expected in cases:
             with self.subTest(structure=structure, lod=lod):
@@ -86,25 +72,32 @@ class GoldenTest(parameterized.TestCase, tf.test.TestCase):
                 expected = penalties.get((structure, lod), penalties['linear', lod])
                 testutil.assert_close(self, np.sum(gradient ** 2, axis=(1, 2, 3)), expected, 1e-3, 0)
 
-    def test_facade(self):
-        """The official pickle as a user runs it, at each level of detail."""
-        state = legacy.find_network(legacy.load_pkl(testutil.golden('stylegan2', f'{SNAPSHOT}.pkl')), 'G')
-        G, a = Network.from_state(state), testutil.load('stylegan2', f'{SNAPSHOT}.npz')
-        for lod in ('0', '0.4', '1', '1.7'):
-            G.set_var('lod', float(lod))
-            images = G.run(a['latents'], None, truncation_psi=0.6, randomize_noise=False)
-            testutil.assert_close(self, images, a[f'image_psi0.6_recursive_lod{lod}'], msg=lod)
-
-    def test_pickles_keep_their_arguments_and_order(self):
-        for role in ('G', 'D', 'Gs'):
-            network, _, state = self._load(role)
-            self.assertEqual(list(network.named_variables()), list(state.all_variables()))
-            self.assertEqual(network.static_kwargs, state.static_kwargs)
-            again = Network.from_state(state).state()
-            self.assertEqual([name for name, _ in again.variables], [name for name, _ in state.variables])
+    def test_pickles_behind_the_facade(self):
+        self.check_pickle('stylegan2', SNAPSHOT, 'image_psi0.6', legacy.NETWORK_CLASS, 4, truncation_psi=0.6,
+                          randomize_noise=False)
 
 
-class LevelOfDetailTest(parameterized.TestCase, tf.test.TestCase):
+class StructureTest(StructureChecks, tf.test.TestCase):
+
+    def test_generator(self):
+        G, _ = tiny_networks()
+        latents = tf.constant(np.random.RandomState(1).randn(3, 8))
+        self.check_generator(lambda ctx, **options: G(latents, ctx=ctx, randomize_noise=False, **options), G)
+
+    def test_synthesis(self):
+        synthesis = tiny_networks()[0].synthesis
+        dlatents = tf.constant(np.random.RandomState(1).randn(4, 8, 8))
+        self.check_generator(lambda ctx, **options: synthesis(dlatents, ctx=ctx, randomize_noise=False,
+                                                              **options), synthesis, lods=(0.0, 1.7, 3.0))
+
+    def test_discriminator(self):
+        _, D = tiny_networks(label_size=2)
+        images = tf.constant(np.random.RandomState(1).randn(4, 32, 32, 3))
+        labels = tf.one_hot([0, 1, 1, 0], 2, dtype=tf.float64)
+        self.check_discriminator(lambda x, ctx, **options: D(x, labels, ctx=ctx, **options), D, images)
+
+
+class LevelOfDetailTest(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -114,40 +107,6 @@ class LevelOfDetailTest(parameterized.TestCase, tf.test.TestCase):
 
     def _images(self, G, **kwargs):
         return G.synthesis(self.dlatents, randomize_noise=False, **kwargs)
-
-    def test_structures_agree(self):
-        G, D = tiny_networks()
-        for lod in LODS:
-            testutil.set_lod([G, D], lod)
-            images, scores = self._images(G, structure='linear'), D(self.images, structure='linear')
-            for structure in ('recursive', 'auto'):
-                self.assertAllClose(self._images(G, structure=structure), images, rtol=1e-9, atol=1e-9)
-                self.assertAllClose(D(self.images, structure=structure), scores, rtol=1e-9, atol=1e-9)
-            # Of all levels of detail, 'fixed' is that of the final resolution.
-            same = [np.allclose(self._images(G, structure='fixed'), images),
-                    np.allclose(D(self.images, structure='fixed'), scores)]
-            self.assertEqual(same, [lod == 0] * 2)
-
-    def test_traced_without_a_stage_any_level_of_detail_is_right(self):
-        G, D = tiny_networks()
-        images, scores = tf.function(lambda: self._images(G)), tf.function(lambda: D(self.images))
-        for lod in LODS:
-            testutil.set_lod([G, D], lod)
-            self.assertAllClose(images(), self._images(G, structure='recursive'), rtol=1e-9, atol=1e-9)
-            self.assertAllClose(scores(), D(self.images, structure='recursive'), rtol=1e-9, atol=1e-9)
-
-    def test_images_of_the_size_of_the_stage(self):
-        G, D = tiny_networks()
-        for lod in LODS:
-            testutil.set_lod([G, D], lod)
-            ctx = testutil.RecordedContext(stage=stage_of(lod))
-            factor = 2 ** min(int(lod), 3)
-            images = self._images(G, ctx=ctx)
-            self.assertEqual(images.shape, [4, 32 // factor, 32 // factor, 3])
-            self.assertAllClose(upscale2d(images, factor), self._images(G, structure='linear'), rtol=1e-9,
-                                atol=1e-9)
-            self.assertAllClose(D(downscale2d(self.images, factor), ctx=ctx),
-                                D(self.images, structure='linear'), rtol=1e-9, atol=1e-9)
 
     def test_only_the_layers_of_the_stage_run(self):
         G, D = tiny_networks()
@@ -242,6 +201,10 @@ class ShapesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(D(images)[:1], D(images[:1]))
         _, D = tiny_networks(mbstd_num_features=2)
         self.assertEqual(D.named_variables()['4x4/Conv/weight'].shape, (3, 3, 10, 8))
+
+    def test_structure_none_is_auto(self):
+        for build in (G_synthesis_stylegan_revised, D_stylegan):
+            self.assertEqual(build(resolution=8, fmap_max=4, structure=None).structure, 'auto')
 
     def test_messages(self):
         for build in (G_synthesis_stylegan_revised, D_stylegan):

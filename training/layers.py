@@ -1,15 +1,26 @@
 """The layers that networks are made of. Activations are NHWC; weights have the official names and layouts."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from custom_ops import activation_funcs, conv_downsample_2d, fused_bias_act, upsample_conv_2d
+from custom_ops import (
+    activation_funcs,
+    conv_downsample_2d,
+    filter_noise_bias_act,
+    fused_bias_act,
+    unfiltered_upsample_conv_2d,
+    upsample_conv_2d,
+)
 from dnnlib.util import UserError
 from training.growing import stage_of
 
 # Activations with act(g·x) = g·act(x) for g > 0.
 HOMOGENEOUS = ('linear', 'relu', 'lrelu')
+
+NO_PADS = (0, 0, 0, 0)
 
 
 class Layer(keras.layers.Layer):
@@ -102,14 +113,22 @@ class BiasActLayer(Layer):
         """
         return activation_funcs[self.act].def_gain if self.act in HOMOGENEOUS else 1.0
 
+    @property
+    def late_gain(self) -> float | None:
+        """The rest of the activation's default gain; None = all of it."""
+        return 1.0 if self.act in HOMOGENEOUS else None
+
+    def scaled_bias(self, dtype: tf.DType) -> tf.Tensor | None:
+        """The bias as it is added to inputs multiplied by the early gain; None where there is none."""
+        if self.bias is None:
+            return None
+        bias, factor = tf.convert_to_tensor(self.bias), self.lrmul * self.early_gain
+        return bias if factor == 1 else bias * tf.constant(factor, dtype)
+
     def bias_act(self, x: tf.Tensor) -> tf.Tensor:
         """Adds the bias along the last axis and applies the activation with the rest of its default gain."""
-        gain = 1.0 if self.act in HOMOGENEOUS else None
-        if self.bias is None:
-            return fused_bias_act(x, act=self.act, gain=gain)
-        bias, factor = tf.convert_to_tensor(self.bias), self.lrmul * self.early_gain
-        bias = bias if factor == 1 else bias * tf.constant(factor, x.dtype)
-        return fused_bias_act(x, bias, axis=x.shape.rank - 1, act=self.act, gain=gain)
+        return fused_bias_act(x, self.scaled_bias(x.dtype), axis=x.shape.rank - 1, act=self.act,
+                              gain=self.late_gain)
 
 
 class DenseLayer(BiasActLayer):
@@ -235,28 +254,30 @@ class ModulatedConv2DLayer(BiasActLayer):
     def call(self, x: tf.Tensor, dlatents: tf.Tensor, noise: tf.Tensor | None = None) -> tf.Tensor:
         w = self.weight * tf.constant(self.coef, x.dtype)
         style = tf.matmul(dlatents, self.mod_weight * tf.constant(self.mod_coef, x.dtype)) + self.mod_bias + 1
+        gain, factor = tf.constant(self.early_gain, x.dtype), None
         if self.demodulate:
-            scaled = x * style[:, tf.newaxis, tf.newaxis]
-            x = resampling_conv(scaled, w, self.up, self.down, self.resample_kernel)
             # Σ over kh, kw, in of (w·s)²: the sum over kh and kw does not depend on the sample.
             power = tf.matmul(tf.square(style), tf.reduce_sum(tf.square(w), axis=[0, 1]))
-            factor = tf.math.rsqrt(power + tf.constant(1e-8, x.dtype)) * tf.constant(self.early_gain, x.dtype)
-            x *= factor[:, tf.newaxis, tf.newaxis]
+            factor = tf.math.rsqrt(power + tf.constant(1e-8, x.dtype)) * gain
         else:
-            w *= tf.constant(self.early_gain, x.dtype)
-            x = self._modulated_conv(x, w, style)
-        if noise is not None:
-            x += noise * (self.noise_strength * tf.constant(self.early_gain, x.dtype))
-        return self.bias_act(x)
+            w *= gain
+        x, k, pads = self._modulated_conv(x, w, style)
+        strength = None if noise is None else self.noise_strength * gain
+        return filter_noise_bias_act(x, k, pads, factor, noise, strength, self.scaled_bias(x.dtype),
+                                     act=self.act, gain=self.late_gain)
 
-    def _modulated_conv(self, x: tf.Tensor, w: tf.Tensor, style: tf.Tensor) -> tf.Tensor:
-        """Convolution of x scaled by the style. For ToRGB, per pixel, scaling the weights is faster."""
-        if w.shape[:2] != [1, 1] or self.up or self.down:
-            scaled = x * style[:, tf.newaxis, tf.newaxis]
-            return resampling_conv(scaled, w, self.up, self.down, self.resample_kernel)
-        height, width, channels = x.shape[1:]
-        y = tf.matmul(tf.reshape(x, [-1, height * width, channels]), w[0] * style[:, :, tf.newaxis])
-        return tf.reshape(y, [-1, height, width, self.fmaps])
+    def _modulated_conv(self, x: tf.Tensor, w: tf.Tensor, style: tf.Tensor) -> tuple:
+        """Convolution of x scaled by the style, the filter that has to follow (None = none) and its pads."""
+        if w.shape[:2] == [1, 1] and not (self.demodulate or self.up or self.down):
+            # ToRGB, per pixel: scaling the weights is faster.
+            height, width, channels = x.shape[1:]
+            x = tf.matmul(tf.reshape(x, [-1, height * width, channels]), w[0] * style[:, :, tf.newaxis])
+            return tf.reshape(x, [-1, height, width, self.fmaps]), None, NO_PADS
+        x *= style[:, tf.newaxis, tf.newaxis]
+        if self.up:
+            x, k, pads = unfiltered_upsample_conv_2d(x, w, self.resample_kernel)
+            return x, k, 2 * pads
+        return resampling_conv(x, w, False, self.down, self.resample_kernel), None, NO_PADS
 
 
 class ConstLayer(Layer):
@@ -268,6 +289,11 @@ class ConstLayer(Layer):
 
     def call(self, batch_size) -> tf.Tensor:
         return tf.tile(tf.transpose(self.const, [0, 2, 3, 1]), [batch_size, 1, 1, 1])
+
+
+def batch_size(x: tf.Tensor) -> int | tf.Tensor:
+    """Size of the minibatch: a number where it is known at tracing time, a scalar tensor otherwise."""
+    return x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
 
 
 def normalize_2nd_moment(x: tf.Tensor, eps: float = 1e-8) -> tf.Tensor:
@@ -285,7 +311,7 @@ def minibatch_stddev_layer(x: tf.Tensor, group_size: int = 4, num_new_features: 
 
     Returns [N, H, W, C + F].
     """
-    batch = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    batch = batch_size(x)
     height, width, channels = x.shape[1:]
     group_size = min(group_size, batch) if isinstance(batch, int) else tf.minimum(group_size, batch)
     if isinstance(batch, int) and batch % group_size != 0:
@@ -351,6 +377,11 @@ def log2_resolution(resolution: int) -> int:
 def feature_maps(stage: int, fmap_base: float, fmap_decay: float, fmap_min: int, fmap_max: int) -> int:
     """Feature maps of a stage: fmap_base / 2^(stage·fmap_decay), clipped to [fmap_min, fmap_max]."""
     return int(np.clip(int(fmap_base / (2.0 ** (stage * fmap_decay))), fmap_min, fmap_max))
+
+
+def fmaps_by_stage(fmap_base: float, fmap_decay: float, fmap_min: int, fmap_max: int) -> Callable[[int], int]:
+    """The function stage → feature maps, see feature_maps."""
+    return lambda stage: feature_maps(stage, fmap_base, fmap_decay, fmap_min, fmap_max)
 
 
 def check_labels(labels: tf.Tensor | None, label_size: int) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from custom_ops import conv_downsample_2d, fused_bias_act, upfirdn_2d, upsample_conv_2d
 from dnnlib.util import UserError
-from training.layers import Layer, add_weight, check_conv
+from training.layers import Layer, add_weight, batch_size, check_conv
 
 ACTIVATION_GAINS = {'linear': 1.0, 'relu': float(np.sqrt(2)), 'lrelu': float(np.sqrt(2))}
 
@@ -40,6 +40,11 @@ def check_nonlinearity(nonlinearity: str) -> str:
     return nonlinearity
 
 
+def _scaled(weight, coef: float, dtype: tf.DType) -> tf.Tensor:
+    """A weight times its runtime coefficient."""
+    return weight * tf.constant(coef, dtype)
+
+
 class EpilogueLayer(Layer):
     """A layer that ends in an epilogue.
 
@@ -63,10 +68,6 @@ class EpilogueLayer(Layer):
                 self, [parts.dlatent_size, 2 * self.fmaps], 1, self.use_wscale, name='StyleMod/weight')
             self.style_bias = self.add_variable('StyleMod/bias', [2 * self.fmaps], 0.0)
 
-    def scaled(self, weight, coef: float, dtype: tf.DType) -> tf.Tensor:
-        """A weight times its runtime coefficient."""
-        return weight * tf.constant(coef, dtype)
-
     def finish(self, x: tf.Tensor, dlatents: tf.Tensor | None = None,
                noise: tf.Tensor | None = None) -> tf.Tensor:
         """The epilogue of x [N, ..., fmaps]."""
@@ -83,7 +84,7 @@ class EpilogueLayer(Layer):
             x = pixel_norm(x, parts.pixelnorm_epsilon)
         style = None
         if self.style_weight is not None:
-            style = tf.matmul(dlatents, self.scaled(self.style_weight, self.style_coef, x.dtype))
+            style = tf.matmul(dlatents, _scaled(self.style_weight, self.style_coef, x.dtype))
             style = tf.reshape(style + self.style_bias, [-1, 2, self.fmaps])
         return normalize_and_style(x, parts.use_instance_norm, style)
 
@@ -112,7 +113,7 @@ class DenseLayer(EpilogueLayer):
     def call(self, x: tf.Tensor, dlatents: tf.Tensor | None = None, noise: tf.Tensor | None = None):
         if x.shape.rank == 4:
             x = tf.reshape(tf.transpose(x, [0, 3, 1, 2]), [-1, int(np.prod(x.shape[1:]))])
-        x = tf.matmul(x, self.scaled(self.weight, self.coef, x.dtype))
+        x = tf.matmul(x, _scaled(self.weight, self.coef, x.dtype))
         if self.grid:
             x = tf.transpose(tf.reshape(x, [-1, self.fmaps, 4, 4]), [0, 2, 3, 1])
         return self.finish(x, dlatents, noise)
@@ -127,8 +128,7 @@ class ConstLayer(EpilogueLayer):
         self.add_epilogue()
 
     def call(self, x: tf.Tensor, dlatents: tf.Tensor | None = None, noise: tf.Tensor | None = None):
-        batch = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
-        x = tf.tile(tf.transpose(self.const, [0, 2, 3, 1]), [batch, 1, 1, 1])
+        x = tf.tile(tf.transpose(self.const, [0, 2, 3, 1]), [batch_size(x), 1, 1, 1])
         return self.finish(x, dlatents, noise)
 
 
@@ -164,15 +164,12 @@ class ConvLayer(EpilogueLayer):
         self.add_epilogue()
 
     def call(self, x: tf.Tensor, dlatents: tf.Tensor | None = None, noise: tf.Tensor | None = None):
-        w = self.scaled(self.weight, self.coef, x.dtype)
+        w = _scaled(self.weight, self.coef, x.dtype)
         w = tf.transpose(w, [0, 1, 3, 2]) if self.out_in else w
         w = tf.reverse(w, [0, 1]) if self.flipped and w.shape[0] > 1 else w
         if self.up:
             x = upsample_conv_2d(x, w, data_format='NHWC')
             x = x if self.blur_filter is None else blur2d(x, self.blur_filter)
-            # A barrier. TensorFlow's graph optimizer fuses a FIR filter (depthwise convolution) with the bias
-            # that follows, loses the padding on the way and aborts the process.
-            x = tf.ensure_shape(x, x.shape)
         elif self.down:
             x = x if self.blur_filter is None else blur2d(x, self.blur_filter)
             x = conv_downsample_2d(x, w, data_format='NHWC')

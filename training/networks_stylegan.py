@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from training.context import Context
-from training.layers import Layer, check_labels, feature_maps, normal_initializer
+from training.growing_networks import GrowingDiscriminator, GrowingGenerator
+from training.layers import Layer, batch_size, check_labels, fmaps_by_stage, normal_initializer
 from training.layers_stylegan import (
     ConstLayer,
     DenseLayer,
@@ -20,7 +21,6 @@ from training.layers_stylegan import (
     check_nonlinearity,
     is_fused,
 )
-from training.networks_progan import GrowingDiscriminator, GrowingGenerator
 from training.style_generator import MappingNetwork, StyleGenerator
 
 
@@ -99,7 +99,7 @@ class G_synthesis(GrowingGenerator):
         force_clean_graph: bool = False,    # Accepted for compatibility.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dtype, resolution, structure)
+        super().__init__(name, dtype, resolution=resolution, structure=structure)
         check_fused_scale(fused_scale)
         self.num_layers = self.resolution_log2 * 2 - 2
         self.use_styles, self.randomize_noise = use_styles, randomize_noise
@@ -107,12 +107,10 @@ class G_synthesis(GrowingGenerator):
             check_nonlinearity(nonlinearity), unit_slope=True, use_noise=use_noise,
             pixelnorm_epsilon=1e-8 if use_pixel_norm else None, use_instance_norm=use_instance_norm,
             dlatent_size=dlatent_size if use_styles else None)
+        nf = fmaps_by_stage(fmap_base, fmap_decay, 1, fmap_max)
         options = dict(use_wscale=use_wscale, dtype=dtype)
 
-        def nf(stage: int) -> int:
-            return feature_maps(stage, fmap_base, fmap_decay, 1, fmap_max)
-
-        def up_options(size: int) -> tuple[str, dict]:
+        def up(size: int) -> tuple[str, dict]:
             return 'Conv0_up', dict(flipped=is_fused(fused_scale, size), blur_filter=_taps(blur_filter))
 
         self.noise_inputs = []
@@ -125,7 +123,7 @@ class G_synthesis(GrowingGenerator):
         else:  # The gain is that of ProGAN.
             first = DenseLayer('Dense', dlatent_size, nf(1), epilogue, grid=True, gain=float(np.sqrt(2) / 4),
                                **options)
-        self.add_levels(first, num_channels, nf, epilogue, up_options, **options)
+        self.add_levels(first, num_channels=num_channels, fmaps=nf, epilogue=epilogue, up=up, **options)
         num_styles = self.num_layers if use_styles else 1
         self.set_interface({'dlatents_in': [None, num_styles, dlatent_size]},
                            {'images_out': [None, num_channels, resolution, resolution]})
@@ -134,18 +132,17 @@ class G_synthesis(GrowingGenerator):
              **dynamic) -> tf.Tensor:
         ctx = ctx or Context()
         randomize_noise = dynamic.get('randomize_noise', self.randomize_noise)
-        batch = dlatents_in.shape[0] if dlatents_in.shape[0] is not None else tf.shape(dlatents_in)[0]
 
         def noise(index: int) -> tf.Tensor | None:
             if not self.noise_inputs:
                 return None
             size = self.noise_inputs[index].shape[-1]
             if randomize_noise:
-                return ctx.normal([batch, size, size, 1], dlatents_in.dtype)
+                return ctx.normal([batch_size(dlatents_in), size, size, 1], dlatents_in.dtype)
             return tf.reshape(self.noise_inputs[index], [1, size, size, 1])
 
-        lod, stage = self.resolve(lod, dynamic.get('structure'), ctx)
-        return self.grow(dlatents_in[:, 0], lod, stage, ctx, dlatents_in if self.use_styles else None, noise)
+        return self.generate(dlatents_in[:, 0], ctx, lod=lod, structure=dynamic.get('structure'),
+                             dlatents=dlatents_in if self.use_styles else None, noise=noise)
 
 
 class D_basic(GrowingDiscriminator):
@@ -178,16 +175,18 @@ class D_basic(GrowingDiscriminator):
     ):
         check_fused_scale(fused_scale)
         super().__init__(
-            name, max(label_size, 1), Epilogue(check_nonlinearity(nonlinearity), unit_slope=True),
-            num_channels, resolution, fmap_base, fmap_decay, fmap_max, use_wscale, mbstd_group_size,
-            mbstd_num_features, dtype, _taps(blur_filter), structure)
+            name, num_outputs=max(label_size, 1),
+            epilogue=Epilogue(check_nonlinearity(nonlinearity), unit_slope=True), num_channels=num_channels,
+            resolution=resolution, fmaps=fmaps_by_stage(fmap_base, fmap_decay, 1, fmap_max),
+            use_wscale=use_wscale, mbstd_group_size=mbstd_group_size, mbstd_num_features=mbstd_num_features,
+            dtype=dtype, blur_filter=_taps(blur_filter), structure=structure)
         self.label_size = label_size
         self.set_interface({'images_in': [None, num_channels, resolution, resolution],
                             'labels_in': [None, label_size]}, {'scores_out': [None, 1]})
 
     def call(self, images_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None,
              **dynamic) -> tf.Tensor:
-        x = self.shrink(images_in, dynamic.get('structure'), ctx or Context())
+        x = self.discriminate(images_in, ctx or Context(), structure=dynamic.get('structure'))
         if self.label_size:
             x = tf.reduce_sum(x * check_labels(labels_in, self.label_size), axis=1, keepdims=True)
         return x

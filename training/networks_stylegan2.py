@@ -13,7 +13,7 @@ import tensorflow as tf
 from custom_ops import downsample_2d, upsample_2d
 from dnnlib.util import UserError
 from training.context import Context
-from training.growing import check_structure, grow_images, running_stage, shrink_images
+from training.growing_networks import GrowingNetwork
 from training.layers import (
     ConstLayer,
     Conv2DLayer,
@@ -21,8 +21,9 @@ from training.layers import (
     Layer,
     ModulatedConv2DLayer,
     NetworkLayer,
+    batch_size,
     check_labels,
-    feature_maps,
+    fmaps_by_stage,
     log2_resolution,
     minibatch_stddev_layer,
     normal_initializer,
@@ -36,11 +37,6 @@ SQRT_HALF = float(np.sqrt(0.5))
 def _check_architecture(architecture: str) -> None:
     if architecture not in ARCHITECTURES:
         raise UserError(f'architecture must be one of {", ".join(ARCHITECTURES)}. Received: {architecture!r}')
-
-
-def _feature_maps(fmap_base, fmap_decay, fmap_min, fmap_max) -> Callable[[int], int]:
-    """stage → number of feature maps."""
-    return lambda stage: feature_maps(stage, fmap_base, fmap_decay, fmap_min, fmap_max)
 
 
 class G_main(StyleGenerator):
@@ -83,7 +79,7 @@ class G_mapping(MappingNetwork):
 class SynthesisBlock(Layer):
     """All layers of one resolution of the synthesis network (StyleGAN2, figures 2d and 7)."""
 
-    def __init__(self, res, in_fmaps, fmaps, architecture, has_rgb, num_channels, base_shape, common):
+    def __init__(self, res, in_fmaps, fmaps, *, architecture, has_rgb, num_channels, base_shape, common):
         super().__init__(f'{2 ** res}x{2 ** res}', common['dtype'])
         self.res, self.architecture = res, architecture
         self.resample_kernel = tuple(common['resample_kernel']) if common['resample_kernel'] else None
@@ -111,7 +107,7 @@ class SynthesisBlock(Layer):
     def call(self, x, y, dlatents, noises, ctx):
         """x: features (None at 4×4), y: image or None, dlatents [N, num_layers, dlatent_size] → (x, y)."""
         if self.res == 2:
-            x = ctx.feature('4x4/Const', self.const(batch_size=_batch_size(dlatents)))
+            x = ctx.feature('4x4/Const', self.const(batch_size=batch_size(dlatents)))
         shortcut = x
         for index, (conv, noise) in enumerate(zip(self.convs, noises, strict=True)):
             x = ctx.feature(f'{self.name}/{conv.name}', conv(x, dlatents[:, self.first + index], noise))
@@ -126,26 +122,21 @@ class SynthesisBlock(Layer):
         return x, y
 
 
-def _batch_size(x: tf.Tensor):
-    return x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
-
-
 class SynthesisNetwork(NetworkLayer):
     """What the synthesis networks share: the noise inputs and the layers of each resolution.
 
     Call arguments: dlatents_in [N, num_layers, dlatent_size]; randomize_noise overrides the constructor's, in
-    growing networks also structure and lod (a scalar tensor; None = the variable).
+    growing networks also structure and lod (a scalar tensor). Of these None means the network's own.
     Returns images [N, H, W, num_channels].
     """
 
-    def __init__(self, name, dlatent_size, num_channels, resolution, randomize_noise, base_shape, dtype):
-        super().__init__(name, dtype)
+    def __init__(self, name, *, dlatent_size, num_channels, resolution, randomize_noise, base_shape, dtype,
+                 **growing):
+        super().__init__(name, dtype, **growing)    # Of GrowingNetwork, where that is the other base.
         self.resolution_log2 = log2_resolution(resolution)
         self.num_layers = self.resolution_log2 * 2 - 2
         self.randomize_noise = randomize_noise
         self.base_shape = tuple(base_shape)
-        if self.grows:
-            self.lod = self.add_variable('lod', [], 0.0, trainable=False)
         self.noise_inputs = [self.add_variable(f'noise{index}', [1, 1, *self._size((index + 5) // 2)],
                                                normal_initializer(1), trainable=False)
                              for index in range(self.num_layers - 1)]
@@ -162,7 +153,7 @@ class SynthesisNetwork(NetworkLayer):
         noises = []
         for variable in self.noise_inputs[block.first:block.first + len(block.convs)]:
             height, width = variable.shape[2:]
-            noises.append(ctx.normal([_batch_size(dlatents), height, width, 1], dlatents.dtype)
+            noises.append(ctx.normal([batch_size(dlatents), height, width, 1], dlatents.dtype)
                           if randomize_noise else tf.reshape(variable, [1, height, width, 1]))
         return block(x, y, dlatents, noises, ctx=ctx)
 
@@ -190,15 +181,17 @@ class G_synthesis_stylegan2(SynthesisNetwork):
         fused_modconv: bool = True,         # Accepted for compatibility: one form serves all.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dlatent_size, num_channels, resolution, randomize_noise, base_shape, dtype)
+        super().__init__(name, dlatent_size=dlatent_size, num_channels=num_channels, resolution=resolution,
+                         randomize_noise=randomize_noise, base_shape=base_shape, dtype=dtype)
         _check_architecture(architecture)
-        nf = _feature_maps(fmap_base, fmap_decay, fmap_min, fmap_max)
+        nf = fmaps_by_stage(fmap_base, fmap_decay, fmap_min, fmap_max)
         common = dict(dlatent_size=dlatent_size, act=nonlinearity, resample_kernel=resample_kernel,
                       dtype=dtype)
         for res in range(2, self.resolution_log2 + 1):
             has_rgb = architecture == 'skip' or res == self.resolution_log2
             self.blocks.append(self.add_layer(SynthesisBlock(
-                res, nf(res - 2), nf(res - 1), architecture, has_rgb, num_channels, self.base_shape, common)))
+                res, nf(res - 2), nf(res - 1), architecture=architecture, has_rgb=has_rgb,
+                num_channels=num_channels, base_shape=self.base_shape, common=common)))
 
     def call(self, dlatents_in: tf.Tensor, ctx: Context | None = None, **dynamic) -> tf.Tensor:
         ctx = ctx or Context()
@@ -209,10 +202,8 @@ class G_synthesis_stylegan2(SynthesisNetwork):
         return y
 
 
-class G_synthesis_stylegan_revised(SynthesisNetwork):
+class G_synthesis_stylegan_revised(SynthesisNetwork, GrowingNetwork):
     """The growing synthesis network of configs B to D: StyleGAN's with weight demodulation (table 1)."""
-
-    grows = True
 
     def __init__(
         self,
@@ -228,26 +219,25 @@ class G_synthesis_stylegan_revised(SynthesisNetwork):
         nonlinearity: str = 'lrelu',        # Activation function.
         dtype: str = 'float32',             # Of activations and weights.
         resample_kernel=(1, 3, 3, 1),       # FIR filter of the convolutions; images use box and nearest.
-        structure: str = 'auto',            # 'fixed', 'linear' or 'recursive', see training.growing.
+        structure: str | None = 'auto',     # See training.growing.running_stage. None = 'auto'.
         base_shape: tuple[int, int] = (4, 4),   # Height and width at the lowest level.
         fused_modconv: bool = True,         # Accepted for compatibility: one form serves all.
         is_template_graph: bool = False,    # Accepted for compatibility, like
         force_clean_graph: bool = False,    # this one.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dlatent_size, num_channels, resolution, randomize_noise, base_shape, dtype)
-        check_structure(structure)
-        self.structure = structure
-        nf = _feature_maps(fmap_base, fmap_decay, fmap_min, fmap_max)
+        super().__init__(name, dlatent_size=dlatent_size, num_channels=num_channels, resolution=resolution,
+                         randomize_noise=randomize_noise, base_shape=base_shape, dtype=dtype,
+                         structure=structure)
+        nf = fmaps_by_stage(fmap_base, fmap_decay, fmap_min, fmap_max)
         common = dict(dlatent_size=dlatent_size, act=nonlinearity, resample_kernel=resample_kernel,
                       dtype=dtype)
-        self.to_rgbs = []
         for res in range(2, self.resolution_log2 + 1):
             self.blocks.append(self.add_layer(SynthesisBlock(
-                res, nf(res - 2), nf(res - 1), 'orig', False, num_channels, self.base_shape, common)))
-            self.to_rgbs.append(self.add_layer(ModulatedConv2DLayer(
-                f'ToRGB_lod{self.resolution_log2 - res}', nf(res - 1), num_channels, 1, demodulate=False,
-                **{**common, 'act': 'linear'})))
+                res, nf(res - 2), nf(res - 1), architecture='orig', has_rgb=False, num_channels=num_channels,
+                base_shape=self.base_shape, common=common)))
+            self.add_rgb(ModulatedConv2DLayer, 'ToRGB', res, nf(res - 1), num_channels, 1, demodulate=False,
+                         **{**common, 'act': 'linear'})
 
     def call(self, dlatents_in: tf.Tensor, ctx: Context | None = None, lod: tf.Tensor | None = None,
              **dynamic) -> tf.Tensor:
@@ -257,19 +247,14 @@ class G_synthesis_stylegan_revised(SynthesisNetwork):
         def features(x, res):
             return self._run_block(self.blocks[res - 2], x, None, dlatents_in, ctx, randomize_noise)[0]
 
-        def to_rgb(x, res):
-            layer = self.to_rgbs[res - 2]
-            return ctx.feature(layer.name, layer(x, dlatents_in[:, 2 * res - 3]))
-
-        lod = tf.convert_to_tensor(self.lod if lod is None else lod)
-        stage = running_stage(dynamic.get('structure', self.structure), lod, ctx)
-        return grow_images(features, to_rgb, self.resolution_log2, lod, stage, ctx)
+        return self.grow(features, ctx, lod=lod, structure=dynamic.get('structure'),
+                         style=lambda res: dlatents_in[:, 2 * res - 3])
 
 
 class DiscriminatorBlock(Layer):
     """All layers of one resolution of the discriminator above 4×4 (StyleGAN2, figure 7)."""
 
-    def __init__(self, res, fmaps, out_fmaps, architecture, from_rgb, num_channels, common):
+    def __init__(self, res, fmaps, out_fmaps, *, architecture, from_rgb, num_channels, common):
         super().__init__(f'{2 ** res}x{2 ** res}', common['dtype'])
         self.architecture = architecture
         plain = dict(act=common['act'], dtype=common['dtype'])
@@ -300,18 +285,16 @@ class Discriminator(NetworkLayer):
     """What the discriminators share: the layers at 4×4 and the output.
 
     Call arguments: images_in [N, H, W, num_channels], labels_in [N, label_size] or None; in growing networks
-    structure overrides the constructor's.
+    structure overrides the constructor's, unless it is None.
     Returns scores [N, 1]; with labels the score of the given class.
     """
 
-    def __init__(self, name, num_channels, resolution, label_size, mbstd_group_size, mbstd_num_features,
-                 base_shape, dtype):
-        super().__init__(name, dtype)
+    def __init__(self, name, *, num_channels, resolution, label_size, mbstd_group_size, mbstd_num_features,
+                 base_shape, dtype, **growing):
+        super().__init__(name, dtype, **growing)    # Of GrowingNetwork, where that is the other base.
         self.resolution_log2 = log2_resolution(resolution)
         self.num_channels, self.label_size, self.base_shape = num_channels, label_size, base_shape
         self.mbstd_group_size, self.mbstd_num_features = mbstd_group_size, mbstd_num_features
-        if self.grows:
-            self.lod = self.add_variable('lod', [], 0.0, trainable=False)
         self.blocks: list[DiscriminatorBlock] = []
         size = [side * 2 ** (self.resolution_log2 - 2) for side in base_shape]
         self.set_interface({'images_in': [None, num_channels, *size], 'labels_in': [None, label_size]},
@@ -366,17 +349,19 @@ class D_stylegan2(Discriminator):
         base_shape: tuple[int, int] = (4, 4),   # Height and width at the lowest level, as in the generator.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, num_channels, resolution, label_size, mbstd_group_size, mbstd_num_features,
-                         base_shape, dtype)
+        super().__init__(name, num_channels=num_channels, resolution=resolution, label_size=label_size,
+                         mbstd_group_size=mbstd_group_size, mbstd_num_features=mbstd_num_features,
+                         base_shape=base_shape, dtype=dtype)
         _check_architecture(architecture)
         self.architecture = architecture
         self.resample_kernel = tuple(resample_kernel) if resample_kernel else None
-        nf = _feature_maps(fmap_base, fmap_decay, fmap_min, fmap_max)
+        nf = fmaps_by_stage(fmap_base, fmap_decay, fmap_min, fmap_max)
         common = dict(act=nonlinearity, resample_kernel=resample_kernel, dtype=dtype)
         for res in range(self.resolution_log2, 2, -1):
             has_rgb = architecture == 'skip' or res == self.resolution_log2
             self.blocks.append(self.add_layer(DiscriminatorBlock(
-                res, nf(res - 1), nf(res - 2), architecture, has_rgb, num_channels, common)))
+                res, nf(res - 1), nf(res - 2), architecture=architecture, from_rgb=has_rgb,
+                num_channels=num_channels, common=common)))
         self._add_final(nf, nonlinearity, architecture == 'skip' or self.resolution_log2 == 2)
 
     def call(self, images_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None,
@@ -393,10 +378,8 @@ class D_stylegan2(Discriminator):
         return self._run_final(x, labels_in, ctx)
 
 
-class D_stylegan(Discriminator):
+class D_stylegan(Discriminator, GrowingNetwork):
     """The growing discriminator of configs B to D, that of StyleGAN with StyleGAN2's layers."""
-
-    grows = True
 
     def __init__(
         self,
@@ -413,39 +396,31 @@ class D_stylegan(Discriminator):
         mbstd_num_features: int = 1,        # Number of features of the minibatch standard deviation.
         dtype: str = 'float32',             # Of activations and weights.
         resample_kernel=(1, 3, 3, 1),       # FIR filter of the convolutions; images use box averages.
-        structure: str = 'auto',            # 'fixed', 'linear' or 'recursive', see training.growing.
+        structure: str | None = 'auto',     # See training.growing.running_stage. None = 'auto'.
         base_shape: tuple[int, int] = (4, 4),   # Height and width at the lowest level, as in the generator.
         is_template_graph: bool = False,    # Accepted for compatibility.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, num_channels, resolution, label_size, mbstd_group_size, mbstd_num_features,
-                         base_shape, dtype)
-        check_structure(structure)
-        self.structure = structure
-        nf = _feature_maps(fmap_base, fmap_decay, fmap_min, fmap_max)
+        super().__init__(name, num_channels=num_channels, resolution=resolution, label_size=label_size,
+                         mbstd_group_size=mbstd_group_size, mbstd_num_features=mbstd_num_features,
+                         base_shape=base_shape, dtype=dtype, structure=structure)
+        nf = fmaps_by_stage(fmap_base, fmap_decay, fmap_min, fmap_max)
         common = dict(act=nonlinearity, resample_kernel=resample_kernel, dtype=dtype)
-        self.from_rgbs = []
         for res in range(self.resolution_log2, 1, -1):
-            self.from_rgbs.append(self.add_layer(Conv2DLayer(
-                f'FromRGB_lod{self.resolution_log2 - res}', num_channels, nf(res - 1), 1, act=nonlinearity,
-                dtype=dtype)))
+            self.add_rgb(Conv2DLayer, 'FromRGB', res, num_channels, nf(res - 1), 1, act=nonlinearity,
+                         dtype=dtype)
             if res > 2:
                 self.blocks.append(self.add_layer(DiscriminatorBlock(
-                    res, nf(res - 1), nf(res - 2), 'orig', False, num_channels, common)))
+                    res, nf(res - 1), nf(res - 2), architecture='orig', from_rgb=False,
+                    num_channels=num_channels, common=common)))
         self._add_final(nf, nonlinearity, has_rgb=False)
 
     def call(self, images_in: tf.Tensor, labels_in: tf.Tensor | None = None, ctx: Context | None = None,
              **dynamic):
         ctx = ctx or Context()
 
-        def from_rgb(images, res):
-            layer = self.from_rgbs[self.resolution_log2 - res]
-            return ctx.feature(layer.name, layer(images))
-
-        def run_block(x, res):
+        def block(x, res):
             return self.blocks[self.resolution_log2 - res](x, None, ctx=ctx)
 
-        lod = tf.convert_to_tensor(self.lod)
-        stage = running_stage(dynamic.get('structure', self.structure), lod, ctx)
-        x = shrink_images(images_in, from_rgb, run_block, self.resolution_log2, lod, stage, ctx)
+        x = self.shrink(images_in, block, ctx, structure=dynamic.get('structure'))
         return self._run_final(x, labels_in, ctx)

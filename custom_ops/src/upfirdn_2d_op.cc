@@ -15,9 +15,11 @@
 #include "tensorflow/core/util/work_sharder.h"
 #include "tf_types.h"
 #include "upfirdn_2d_cpu.h"
+#include "upfirdn_2d_size.h"
 
 namespace {
 
+using stylegan::output_size;
 using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
@@ -28,9 +30,7 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-constexpr int64_t kMaxTaps = 32;              // Of the filter, along each axis.
 constexpr int64_t kMaxFactor = 1 << 10;
-constexpr int64_t kMaxSize = int64_t{1} << 30;  // Of pads and of images, also upsampled.
 
 struct Factors {
   int64_t upx, upy, downx, downy, padx0, padx1, pady0, pady1;
@@ -51,29 +51,10 @@ struct Factors {
         return InvalidArgument("factors must be 1 to ", kMaxFactor, ", received ", factor);
       }
     }
-    for (int64_t pad : {padx0, padx1, pady0, pady1}) {
-      if (pad < -kMaxSize || pad > kMaxSize) {
-        return InvalidArgument("pads must be at most ", kMaxSize, ", received ", pad);
-      }
-    }
+    for (int64_t pad : {padx0, padx1, pady0, pady1}) TF_RETURN_IF_ERROR(stylegan::check_pad(pad));
     return tensorflow::OkStatus();
   }
 };
-
-tensorflow::Status output_size(int64_t in, int64_t up, int64_t down, int64_t pad0, int64_t pad1, int64_t taps,
-                               int64_t* out) {
-  if (taps < 1 || taps > kMaxTaps) {
-    return InvalidArgument("k must have 1 to ", kMaxTaps, " rows and columns, received ", taps);
-  }
-  if (in > kMaxSize / up) return InvalidArgument("an image of ", in, " upsampled by ", up, " is too large");
-  const int64_t padded = in * up + pad0 + pad1;
-  if (padded < taps || padded > kMaxSize) {
-    return InvalidArgument("the padded image has ", padded, " rows or columns, but must have at least the ",
-                           taps, " of k and at most ", kMaxSize);
-  }
-  *out = (padded - taps) / down + 1;
-  return tensorflow::OkStatus();
-}
 
 REGISTER_OP("StyleganUpFirDn2D")
     .Input("x: T")

@@ -13,17 +13,17 @@ from tqdm import tqdm
 from dnnlib.tflib.legacy import STATE_KEYS, NetworkState, check_supported
 from dnnlib.util import EasyDict, UserError, get_obj_by_name
 
-# Modules to look in for the function name of a pickle, by state version; StyleGAN2's config A keeps the
-# networks of StyleGAN.
+# Modules to look in for the function name of a pickle, by state version. StyleGAN's program can train the
+# networks of ProGAN, and StyleGAN2's config A keeps those of StyleGAN.
 _MODULES = {
     2: ['training.networks_progan'],
-    3: ['training.networks_stylegan'],
+    3: ['training.networks_stylegan', 'training.networks_progan'],
     4: ['training.networks_stylegan2', 'training.networks_stylegan'],
 }
 
-# State versions that networks are written with; 4 where the module is not named here.
+# State versions that networks made here are written with; 4 where the module is not named here.
 _VERSIONS = {'training.networks_progan': 2, 'training.networks_stylegan': 3}
-# What a pickle of ProGAN has different.
+# What a pickle of ProGAN's own program has different.
 _PROGAN_FORM = dict(class_name='tfutil.Network',
                     key_order=tuple(key for key in STATE_KEYS if key != 'components'))
 
@@ -43,6 +43,7 @@ class Network:
         static_kwargs, components: as in an official pickle; components are Networks that share their layers.
         input_names, input_shapes, output_names, output_shapes: official ones, NCHW, None = batch.
         vars, own_vars, trainables: {official name: keras.Variable}.
+        version: state version that it is written with: that of its generation, or of the pickle it came from.
     """
 
     def __init__(self, name: str | None = None, func_name: Any = None, *, layer: Any = None, **static_kwargs):
@@ -65,6 +66,7 @@ class Network:
         self.output_names, self.output_shapes = list(layer.output_names), list(layer.output_shapes)
         self.num_inputs, self.num_outputs = len(self.input_names), len(self.output_names)
         self.input_shape, self.output_shape = self.input_shapes[0], self.output_shapes[0]
+        self.version = _VERSIONS.get(type(layer).__module__, 4)
         self._functions: dict = {}
 
     @property
@@ -119,6 +121,7 @@ class Network:
         """A network of its own with the same arguments and values; arguments can be changed."""
         other = Network(name or self.name, type(self.layer), **{**self.static_kwargs, **new_static_kwargs})
         other.copy_vars_from(self)
+        other._take_versions(self)
         return other
 
     def get_output_for(self, *inputs: tf.Tensor, **dynamic_kwargs) -> Any:
@@ -253,11 +256,10 @@ class Network:
         for name, var in self.own_vars.items():
             value = var.numpy().astype(np.float32)
             variables.append((name, np.float32(value) if value.ndim == 0 else value))
-        version = _VERSIONS.get(type(self.layer).__module__, 4)
         return NetworkState(name=self.name, build_func_name=type(self.layer).__name__,
-                            static_kwargs=dict(self.static_kwargs), variables=variables, version=version,
+                            static_kwargs=dict(self.static_kwargs), variables=variables, version=self.version,
                             components={key: component.state() for key, component in self.components.items()},
-                            **(_PROGAN_FORM if version == 2 else {}))
+                            **(_PROGAN_FORM if self.version == 2 else {}))
 
     @classmethod
     def from_state(cls, state: NetworkState) -> 'Network':
@@ -274,7 +276,15 @@ class Network:
                             f'({str(error).splitlines()[0]})') from error
         network = cls(state.name, layer=layer)
         network.load_state(state)
+        network._take_versions(state)
         return network
+
+    def _take_versions(self, other: 'Network | NetworkState') -> None:
+        """A network is written with the version that it was read with, its components too."""
+        self.version = other.version
+        for key, component in self.components.items():
+            if key in other.components:
+                component._take_versions(other.components[key])
 
     def load_state(self, state: NetworkState) -> None:
         """Copies all variables of a pickled network of the same structure; nothing changes unless all fit."""
@@ -298,8 +308,9 @@ def find_network_class(build_func_name: str, version: int = 4) -> type:
         if isinstance(found, type) and issubclass(found, NetworkLayer) and found.__module__ == module:
             return found
     raise UserError(f'network function {build_func_name!r:.60} of state version {version} is unknown; here '
-                    'are those of ProGAN (state version 2: G_paper, D_paper), StyleGAN (3: G_style, D_basic) '
-                    'and StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their components')
+                    'are those of ProGAN (state version 2 or 3: G_paper, D_paper), StyleGAN (3 or 4: '
+                    'G_style, D_basic) and StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their '
+                    'components')
 
 
 def _check_function_names(state: NetworkState) -> None:
