@@ -61,12 +61,38 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
                         found = training_schedule(0, res_log2, num_gpus, **sched_args)
                         self.assertEqual(found.minibatch_size % (found.minibatch_gpu * num_gpus), 0)
 
-    @parameterized.parameters(3, 5, 6, 7)
-    def test_other_numbers_of_gpus_round_the_minibatch_down(self, num_gpus):
-        found = training_schedule(0, 5, num_gpus, **find_config('stylegan-f', num_gpus)['sched_args'])
-        size = {3: 256, 5: 256, 6: 256, 7: 256}[num_gpus]  # Of 2 GPUs for 3, of 4 GPUs for the others.
-        self.assertEqual((found.minibatch_size, found.minibatch_gpu),
-                         (size // num_gpus * num_gpus, size // num_gpus))
+    @parameterized.parameters((3, (252, 84), (12, 4)), (5, (240, 48), (15, 3)), (6, (240, 40), (12, 2)),
+                              (7, (252, 36), (14, 2)))
+    def test_other_numbers_of_gpus_round_the_minibatch_down(self, num_gpus, at_8, at_128):
+        """256 images at 8x8, 16 at 128x128: to a multiple of 4 per GPU, where it has as many."""
+        sched_args = find_config('stylegan-f', num_gpus)['sched_args']
+        for resolution, expected in ((8, at_8), (128, at_128)):
+            found = training_schedule(0, 7, num_gpus, **{**sched_args, 'lod_initial_resolution': resolution})
+            self.assertEqual((found.minibatch_size, found.minibatch_gpu), expected)
+
+    def test_minibatches_and_learning_rates_by_number_of_gpus(self):
+        """As the official programs list them; the golden schedules are those of 1 and 8 GPUs alone."""
+        sizes = {
+            1: (4, {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}),
+            2: (8, {4: 256, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8}),
+            4: (16, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16}),
+            8: (32, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32}),
+        }
+        stylegan = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
+        progan = {
+            1: {1024: 0.0015},
+            2: {512: 0.0015, 1024: 0.002},
+            4: {256: 0.0015, 512: 0.002, 1024: 0.003},
+            8: {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+        }
+        for num_gpus, (base, table) in sizes.items():
+            for name, lrates in [('stylegan-f', stylegan), ('stylegan-b', stylegan),
+                                 ('progan', progan[num_gpus]), ('progan-acgan', progan[num_gpus])]:
+                sched_args = find_config(name, num_gpus)['sched_args']
+                expected = dict(
+                    minibatch_size_base=base, minibatch_size_dict=table, minibatch_gpu_base=None,
+                    G_lrate_base=0.001, G_lrate_dict=lrates, D_lrate_base=0.001, D_lrate_dict=lrates)
+                self.assertEqual({key: sched_args[key] for key in expected}, expected, (name, num_gpus))
 
     def test_stylegan2_table_1(self):
         rows = {}
@@ -130,6 +156,9 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
         for config in (stylegan, progan, acgan):
             self.assertTrue(config['D_first'])
             self.assertFalse(config['lazy_regularization'])
+            self.assertEqual(config['minibatch_repeats'], 4)
+            self.assertEqual((config['image_snapshot_ticks'], config['network_snapshot_ticks']), (1, 10))
+            self.assertEqual(config['grid_args'], {'size': '4k', 'layout': 'random'})
         self.assertFalse(find_config('config-a').get('D_first', False))
         self.assertEqual([find_preset(name).family for name in ('config-a', 'stylegan-b', 'progan')],
                          ['stylegan2', 'sgan', 'pgan'])

@@ -1,18 +1,30 @@
 """Training of growing networks: schedule, stages, resuming in the middle of a fade, several replicas."""
 
+import contextlib
+import io
 import os
 from unittest import mock
 
 import numpy as np
+import PIL.Image
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
+import train
+from dnnlib import tflib
 from dnnlib.util import UserError
 from tests import training_testutil as util
-from training import snapshots
+from training import misc, snapshots
+from training.configs import growing_configs
+from training.dataset import load_dataset
 from training.growing import Stage
 from training.optimizer import Optimizer
 from training.trainer import Trainer, make_strategy
+from training.training_loop import check_arguments
+
+# Configs without labels: their G has no mapping network, or their loss does not look at labels.
+UNCONDITIONAL = ('stylegan-b', 'stylegan-traditional-0', 'stylegan-stylebased-0', 'progan')
 
 
 class StageTest(util.RunTest):
@@ -21,8 +33,8 @@ class StageTest(util.RunTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.steps, cls.resets = [], []
-        real_step, real_reset = Trainer.step, Optimizer.reset
+        cls.steps, cls.resets, cls.saved = [], [], {}
+        real_step, real_reset, real_save = Trainer.step, Optimizer.reset, snapshots.NetworkSnapshots.save
 
         def step(trainer, number, images, *args):
             cls.steps.append((trainer.stage, round(float(trainer.D.lod.numpy()), 4), images.shape))
@@ -32,7 +44,13 @@ class StageTest(util.RunTest):
             cls.resets.append(len(cls.steps))
             real_reset(optimizer)
 
-        with mock.patch.object(Trainer, 'step', step), mock.patch.object(Optimizer, 'reset', reset):
+        def save(subject, nimg):
+            path = real_save(subject, nimg)
+            cls.saved[nimg] = snapshots.load_networks(path)  # Before the next one takes its place.
+            return path
+
+        with mock.patch.object(Trainer, 'step', step), mock.patch.object(Optimizer, 'reset', reset), \
+                mock.patch.object(snapshots.NetworkSnapshots, 'save', save):
             cls.progress = util.train_growing(cls.root, 'stylegan-f')
 
     def test_levels_fade_in_as_scheduled(self):
@@ -48,20 +66,48 @@ class StageTest(util.RunTest):
     def test_optimizers_are_reset_where_a_fade_begins_and_ends(self):
         self.assertEqual(self.resets, [5, 5, 11, 11])
 
-    def test_snapshots_hold_the_level_of_detail_and_work_at_it(self):
+    def test_snapshots_hold_the_level_of_detail(self):
+        """Also in the middle of growing, and in the synthesis networks of G and Gs, which have their own."""
+        expected = {16: 1, 48: 1, 80: 1, 112: 0.375, 144: 0, 160: 0}     # As of the last step before each.
+        self.assertEqual(list(self.saved), list(expected))
+        for nimg, networks in self.saved.items():
+            lods = {f'{network.name}/{name}': float(network.get_var(name)) for network in networks
+                    for name in network.vars if name.rpartition('/')[2] == 'lod'}
+            names = ['G/lod', 'G/G_synthesis/lod', 'D/lod', 'Gs/lod', 'Gs/G_synthesis/lod']
+            self.assertEqual(lods, dict.fromkeys(names, expected[nimg]), nimg)
+
+    def test_snapshots_work_at_their_level_of_detail(self):
         names = sorted(name for name in os.listdir(self.progress.run_dir) if name.startswith('network-'))
         self.assertEqual(names, ['network-final.pkl', 'network-snapshot-000000.pkl'])
-        for network in snapshots.load_networks(os.path.join(self.progress.run_dir, names[0])):
-            lods = [network.get_var(name) for name in network.vars if name.split('/')[-1] == 'lod']
-            self.assertAllEqual(lods, [0] * (1 if network.name == 'D' else 2))
-        Gs = snapshots.load_networks(os.path.join(self.progress.run_dir, names[0]))[2]
         latents = np.random.RandomState(0).randn(2, 8)
-        images = Gs.run(latents, None, randomize_noise=False)
-        self.assertEqual(images.shape, (2, 3, 16, 16))
-        Gs.set_var('lod', 1)
-        coarse = Gs.run(latents, None, randomize_noise=False)
-        self.assertAllEqual(coarse[:, :, ::2, ::2], coarse[:, :, 1::2, 1::2])
-        self.assertNotAllClose(images, coarse)
+        for nimg, is_coarse in ((80, True), (112, False), (160, False)):
+            images = self.saved[nimg][2].run(latents, None, randomize_noise=False)
+            self.assertEqual(images.shape, (2, 3, 16, 16))
+            blocks = images.reshape(2, 3, 8, 2, 8, 2)
+            self.assertEqual(np.all(blocks == blocks[:, :, :, :1, :, :1]), is_coarse, nimg)
+        Gs = snapshots.load_networks(os.path.join(self.progress.run_dir, names[0]))[2]
+        self.assertAllEqual(Gs.run(latents, None, randomize_noise=False), images)
+
+
+class SheetTest(util.RunTest):
+
+    def test_generated_images_are_not_truncated(self):
+        """The sheet of a run shows what the network learns; G_style truncates by default."""
+        Gs = tflib.Network('Gs', 'training.networks_stylegan.G_style', num_channels=3, resolution=8,
+                           **util.GROWING['G_args'])
+        Gs.set_var('dlatent_avg', np.full([8], 3.0))
+        training_set = load_dataset(resolution=8)
+        self.addCleanup(training_set.close)
+        sheets = snapshots.ImageSnapshots(training_set, dict(size='3x2', layout='random'), 8, seed=1)
+        with mock.patch.object(snapshots, 'make_run_dir_path', lambda name: os.path.join(self.root, name)), \
+                mock.patch.object(Gs, 'run', wraps=Gs.run) as run:
+            sheet = sheets.save_fakes(Gs, 'fakes.png', 4)
+        images, truncated = (Gs.run(*run.call_args.args, truncation_psi=psi, randomize_noise=False)
+                             for psi in (1, 0.7))
+        self.assertNotAllClose(images, truncated, atol=0.05)
+        expected = misc.convert_to_pil_image(misc.create_image_grid(images, (3, 2)), [-1, 1])
+        self.assertAllEqual(sheet, np.asarray(expected))
+        self.assertAllEqual(PIL.Image.open(os.path.join(self.root, 'fakes.png')), np.asarray(expected))
 
 
 class ResumeTest(util.RunTest, parameterized.TestCase):
@@ -87,6 +133,84 @@ class ResumeTest(util.RunTest, parameterized.TestCase):
         lods = curves['Progress/lod']
         self.assertEqual(lods[160], 0)
         self.assertNotEmpty([lod for lod in lods.values() if 0 < lod < 1])
+
+
+class PresetTest(util.RunTest, parameterized.TestCase):
+    """What presets say reaches the trainer."""
+
+    def test_progan_with_labels(self):
+        """D is updated before G, the average in between with the decay of ProGAN, and there are labels."""
+        actions = []
+        real_phase, real_average = Trainer.run_phase, Trainer.update_average
+
+        def run_phase(trainer, phase, step, images, labels, *args):
+            actions.append(phase.name)
+            self.assertEqual((labels.shape[1], set(labels.sum(axis=1))), (8, {1}))
+            return real_phase(trainer, phase, step, images, labels, *args)
+
+        def update_average(trainer, beta):
+            actions.append(beta)
+            real_average(trainer, beta)
+
+        with mock.patch.object(Trainer, 'run_phase', run_phase), \
+                mock.patch.object(Trainer, 'update_average', update_average):
+            progress = util.train_growing(
+                self.root, 'progan-acgan', total_kimg=0.032, dataset_args=dict(resolution=8),
+                sched_args=dict(lod_initial_resolution=4, lod_training_kimg=0.008, lod_transition_kimg=0.016,
+                                minibatch_size_dict={}, minibatch_gpu_dict={}, tick_kimg_base=0.008),
+                image_snapshot_ticks=None, network_snapshot_ticks=None)
+        self.assertEqual(actions, ['D', 0.999, 'G'] * 4)
+        curves = util.scalars(progress.run_dir)
+        self.assertEqual(curves['Progress/lod'], {8: 1, 16: 1, 24: 0.5, 32: 0})
+        for tag in ('Loss/label_penalty_reals', 'Loss/label_penalty_fakes', 'Loss/mixed_norms'):
+            self.assertTrue(np.all(np.isfinite(list(curves[tag].values()))), tag)
+        G, D, _ = snapshots.load_networks(os.path.join(progress.run_dir, 'network-final.pkl'))
+        self.assertEqual((G.input_shapes[1], D.output_shapes[1]), ([None, 8], [None, 8]))
+
+    @parameterized.parameters(*growing_configs())
+    @pytest.mark.slow
+    def test_command_line(self, config):
+        """Each preset trains from 4×4 through the fade to 8×8, with 8 feature maps, and labels if it can."""
+        flags = ('--resolution=8 --fmap-base=32 --fmap-max=8 --latent-size=8 --grid=4x2 '
+                 '--lod-initial-resolution=4 --lod-training-kimg=0.032 --lod-transition-kimg=0.064 '
+                 '--minibatch-size=8 --minibatch-gpu=8 --tick-kimg=0.03 --snap=4 --total-kimg=0.128')
+        if config not in UNCONDITIONAL:
+            flags += ' --cond'
+        results = self.folder()
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = train.run(train.make_parser().parse_args(
+                [f'--config={config}', *flags.split(), f'--result-dir={results}']))
+        self.assertEqual(status, 0)
+        run_dir = os.path.join(results, *os.listdir(results))
+        self.assertTrue(run_dir.endswith(f'-pixelart32-1gpu-{config}'))
+        curves = util.scalars(run_dir)
+        self.assertEqual(curves['Progress/lod'], {32: 1, 64: 1, 96: 0.5, 128: 0})
+        for tag, curve in curves.items():
+            self.assertTrue(np.all(np.isfinite(list(curve.values()))), tag)
+        for role in 'GD':
+            self.assertEqual(set(curves[f'Train{role}/overflow_frequency'].values()), {0.0})
+        G, _, Gs = snapshots.load_networks(os.path.join(run_dir, 'network-final.pkl'))
+        labels = np.eye(8)[:4] if '--cond' in flags else None
+        images = Gs.run(np.random.RandomState(0).randn(4, 8), labels, randomize_noise=False)
+        self.assertEqual(images.shape, (4, 3, 8, 8))
+        self.assertAllInRange(images, -100, 100)
+        self.assertGreater(np.std(images), 0)
+        for name in G.trainables:
+            self.assertNotAllEqual(G.get_var(name), Gs.get_var(name), name)
+
+
+class ArgumentsTest(tf.test.TestCase):
+
+    def test_minibatches_of_all_levels_are_looked_at_before_the_run(self):
+        """8 samples per GPU fit the group size 4, 6 do not, neither at the first level nor at the last."""
+        def check(first, last):
+            check_arguments(dataset_args=dict(resolution=16), sched_args=dict(
+                lod_initial_resolution=8, minibatch_size_base=last, minibatch_gpu_base=last,
+                minibatch_size_dict={8: first}, minibatch_gpu_dict={8: first}))
+        check(8, 8)
+        for sizes in ((6, 8), (8, 6)):
+            with self.assertRaisesRegex(UserError, 'group size 4 .* Received: 6$'):
+                check(*sizes)
 
 
 class TrainerTest(util.RunTest):

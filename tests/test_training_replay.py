@@ -121,22 +121,30 @@ class Replay:
             variable.assign(value + (variable - value) * self.ema_beta if variable.trainable else value)
 
 
-class ReplayTest(parameterized.TestCase, tf.test.TestCase):
+def check_variables(test, networks, run: str, index: int, lrate: float, updates: int) -> None:
+    """Compares the networks with those that were recorded after iteration `index` (counted from 1) of a run.
 
-    def _check_variables(self, network, state, lrate, updates, msg):
-        """All trained elements but 1 % agree; with beta1 = 0 the rest may differ by two steps per update."""
+    As golden/README.md says: all trained elements but 1 % agree; with beta1 = 0 the rest may differ by two
+    steps per update of the optimizer, of which there were `updates`.
+    """
+    states = legacy.load_pkl(testutil.golden('training', f'{run}_after{index}.pkl'))
+    for network, state in zip(networks, states, strict=True):
+        msg = f'{state.name} after {index}'
         variables, expected = network.named_variables(), state.all_variables()
-        self.assertEqual(list(variables), list(expected))
+        test.assertEqual(list(variables), list(expected))
         trained = []
         for name, value in expected.items():
             error = np.abs(variables[name].numpy() - value)
             if variables[name].trainable:
                 trained.append(np.ravel(error - (1e-4 + 1e-5 * np.abs(value))))
             else:
-                testutil.assert_close(self, variables[name], value, msg=f'{msg}: {name}')
+                testutil.assert_close(test, variables[name], value, msg=f'{msg}: {name}')
         excess = np.concatenate(trained)
-        self.assertLess(np.mean(excess > 0), 0.01, msg)
-        self.assertLess(np.max(excess), 2 * lrate * updates, msg)
+        test.assertLess(np.mean(excess > 0), 0.01, msg)
+        test.assertLess(np.max(excess), 2 * lrate * updates, msg)
+
+
+class ReplayTest(parameterized.TestCase, tf.test.TestCase):
 
     def _check_run(self, run, updates, stage_size=False, **kwargs):
         """Replays all iterations; `updates` is the number of steps of an optimizer in one of them."""
@@ -153,10 +161,7 @@ class ReplayTest(parameterized.TestCase, tf.test.TestCase):
             for name, value in replay.iteration(index).items():
                 logs.setdefault(name, []).append(value)
             if index + 1 in meta['snapshots_after']:
-                states = legacy.load_pkl(testutil.golden('training', f'{run}_after{index + 1}.pkl'))
-                for network, state in zip(networks, states, strict=True):
-                    self._check_variables(network, state, meta['lrate'], updates * (index + 1),
-                                          f'{state.name} after {index + 1}')
+                check_variables(self, networks, run, index + 1, meta['lrate'], updates * (index + 1))
         self.assertEqual({f'log/{name}' for name in logs}, {key for key in a if key.startswith('log/')})
         for name, values in logs.items():
             testutil.assert_close(self, np.float32(values), a[f'log/{name}'], msg=name)
