@@ -8,7 +8,7 @@ from tensorflow.python.ops import control_flow_util
 
 from dnnlib.util import UserError
 
-IMPLEMENTATIONS = ('auto', 'custom', 'ref')
+IMPLEMENTATIONS = ('auto', 'custom', 'ref', 'cuda')
 COMPILED_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -33,8 +33,9 @@ def compiled_ops(impl: str, dtype: tf.DType, faster: bool) -> types.ModuleType |
     """The compiled operations if they are to be taken, None for what is composed of TensorFlow's.
 
     Args:
-        impl: 'custom' = always, UserError if they cannot be had; 'ref' = never; 'auto' = as the mode of the
-            process says, see custom_ops.build.set_mode, but never where XLA compiles.
+        impl: 'custom' = always, UserError if they cannot be had; 'ref' = never; 'auto', officially 'cuda' =
+            as the mode of the process says, see custom_ops.build.set_mode, but never where XLA compiles, and
+            on a GPU only if they have been seen to give the right results.
         dtype: of the activations.
         faster: whether the compiled operation is faster on a CPU (measured: `python -m benchmarks.ops`).
     """
@@ -51,8 +52,9 @@ def compiled_ops(impl: str, dtype: tf.DType, faster: bool) -> types.ModuleType |
     if mode == 'custom':
         return build.require_library()
     if has_gpu():
+        from custom_ops import self_check
         library = build.load_library()
-        return library if build.has_gpu_kernels() else None
+        return library if build.has_gpu_kernels() and self_check.passed() else None
     return build.load_library() if faster else None
 
 

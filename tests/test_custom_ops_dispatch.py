@@ -1,10 +1,13 @@
 """Which form of the operations is taken, bad arguments, XLA, and the kernels under the address sanitizer."""
 
+import contextlib
+import io
 import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
+import types
 from unittest import mock
 
 import numpy as np
@@ -14,8 +17,10 @@ from absl.testing import parameterized
 from custom_ops import (
     activation_funcs,
     build,
+    dispatch,
     filter_2d,
     fused_bias_act,
+    self_check,
     upfirdn_2d,
     upsample_2d,
     upsample_conv_2d,
@@ -51,6 +56,29 @@ class DispatchTest(tf.test.TestCase):
         build.set_mode('ref')
         self.assertEmpty(compiled & self._ops())
         self.assertContainsSubset(compiled, self._ops('custom'))
+
+    def test_kernels_of_a_gpu_are_tried_before_they_are_taken(self):
+        self.addCleanup(self_check.passed.cache_clear)
+        self.assertTrue(self_check.passed('/CPU:0'))
+        library = build.require_library()
+        for name in ('stylegan_fused_bias_act', 'stylegan_up_fir_dn2d'):
+            self_check.passed.cache_clear()
+            real = getattr(library, name)
+            broken = types.SimpleNamespace(**vars(library))
+            setattr(broken, name, lambda *args, real=real, **kwargs: real(*args, **kwargs) * 1.01)
+            with mock.patch.object(build, 'require_library', return_value=broken), \
+                    contextlib.redirect_stderr(io.StringIO()) as stderr:
+                # In the middle of a traced function, and of a tape.
+                tf.function(lambda: self.assertFalse(self_check.passed('/CPU:0')), autograph=False)()
+                self.assertFalse(self_check.passed('/CPU:0'))
+            self.assertRegex(stderr.getvalue(), r'^Warning: [^\n]* do not work on /CPU:0 [^\n]*\n$')
+        with mock.patch.object(dispatch, 'has_gpu', return_value=True), \
+                mock.patch.object(build, 'load_library', return_value=library), \
+                mock.patch.object(build, 'has_gpu_kernels', return_value=True):
+            for passed in (True, False):
+                with mock.patch.object(self_check, 'passed', return_value=passed):
+                    taken = dispatch.compiled_ops('auto', tf.float32, faster=False)
+                    self.assertIs(taken, library if passed else None)
 
     def test_auto_leaves_to_tensorflow_what_it_does_faster(self):
         build.set_mode('auto')
@@ -161,8 +189,8 @@ class BadArgumentsTest(parameterized.TestCase, tf.test.TestCase):
             (lambda: fused_bias_act(x, act='gelu', impl=impl), "'gelu'"),
             (lambda: fused_bias_act(x, tf.zeros([4]), axis=3, impl=impl), r'\(4,\)'),
             (lambda: fused_bias_act(x, tf.zeros([3]), axis=4, impl=impl), 'dimension 4'),
-            (lambda: fused_bias_act(x, impl='cuda'), "'cuda'"),
-            (lambda: upfirdn_2d(x, np.ones([1, 1]), impl='cuda'), "'cuda'"),
+            (lambda: fused_bias_act(x, impl='metal'), "'metal'"),
+            (lambda: upfirdn_2d(x, np.ones([1, 1]), impl='metal'), "'metal'"),
             (lambda: upfirdn_2d(x, np.ones([5, 5]), impl=impl), r'\(5, 5\)'),
             (lambda: upfirdn_2d(x, np.ones([0, 2]), impl=impl), r'\(0, 2\)'),
             (lambda: upfirdn_2d(x, np.ones([2, 2]), upx=0, impl=impl), 'up 0x1'),

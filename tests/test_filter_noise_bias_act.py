@@ -230,8 +230,8 @@ class BadArgumentsTest(parameterized.TestCase, tf.test.TestCase):
                 (dict(b=tf.zeros([4])), r'b must .*\(4,\)')]:
             with self.subTest(options=options), self.assertRaisesRegex(UserError, message):
                 filter_noise_bias_act(x, **options, impl=impl)
-        with self.assertRaisesRegex(UserError, "'cuda'"):
-            filter_noise_bias_act(x, impl='cuda')
+        with self.assertRaisesRegex(UserError, "'metal'"):
+            filter_noise_bias_act(x, impl='metal')
         with self.assertRaisesRegex(UserError, r'\(5, 5, 3\)'):
             filter_noise_bias_act(x[0], impl=impl)
         if impl == 'custom':
