@@ -310,18 +310,17 @@ class RecordedStep(testutil.RecordedContext):
 
 class GoldenTest(parameterized.TestCase, tf.test.TestCase):
 
-    def check_run(self, run, updates, **kwargs):
+    def check_run(self, run, updates):
         """Whole steps with the recorded random numbers give the official losses and variables.
 
-        `updates` is the number of steps of an optimizer in one of them.
+        In float64, for the reason that test_training_replay gives. `updates` is the number of steps of an
+        optimizer in one of them.
         """
         a = testutil.load('training', f'{run}.npz')
         meta = a['meta']
-        feed = {key.removeprefix('feed/'): value for key, value in a.items() if key.startswith('feed/')}
-        networks = testutil.load_networks('training', f'{run}_init.pkl', **kwargs)
-        if kwargs.get('dtype') == 'float64':
-            feed = {key: value if value.dtype.kind == 'i' else np.float64(value)
-                    for key, value in feed.items()}
+        feed = {key.removeprefix('feed/'): value if value.dtype.kind == 'i' else np.float64(value)
+                for key, value in a.items() if key.startswith('feed/')}
+        networks = testutil.load_networks('training', f'{run}_init.pkl', dtype='float64')
         # For its recorded contexts and what it reads in `meta`.
         replay = Replay(networks, meta, feed, a['lods'], stage_size=networks[0].grows)
         opt_args = {key: meta[key] for key in ('beta1', 'beta2', 'epsilon')}
@@ -377,8 +376,7 @@ class GoldenTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters('stylegan2_bcd_nolazy', 'stylegan', 'progan_label4')
     @testutil.needs_golden
     def test_growing_steps(self, run):
-        """In float64, for the reason that test_training_replay gives."""
-        self.check_run(run, updates=1, dtype='float64')
+        self.check_run(run, updates=1)
 
 
 class GrowingTest(tf.test.TestCase):
