@@ -5,7 +5,6 @@ one, which traces the functions of the stage. StyleGAN2's step at the final reso
 maps and images, is measured in the same run to hold them against.
 """
 
-import json
 import platform
 import statistics
 import time
@@ -14,10 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import make_networks, measure, num_cpus, peak_memory, phase_functions, print_table
+from benchmarks.networks import (
+    make_networks,
+    measure,
+    num_cpus,
+    peak_memory,
+    phase_functions,
+    print_table,
+    write_json,
+)
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
-from dnnlib.util import UserError, atomic_write, get_obj_by_name
+from dnnlib.util import UserError, get_obj_by_name
 from training.configs import find_config, growing_configs
 
 PEER = 'StyleGAN2'
@@ -126,9 +133,7 @@ def run(args: Any) -> None:
           .format(**result) + ', '.join(result['devices']) + '\n')
     print_table(rows_of(result))
     if args.json:
-        with atomic_write(args.json, 'w') as file:
-            json.dump(result, file, indent=2)
-            file.write('\n')
+        write_json(result, args.json)
 
 
 def main() -> None:

@@ -266,6 +266,13 @@ def print_table(rows: list[list[str]]) -> None:
         print('  '.join([name.ljust(widths[0]), *cells, note]).rstrip())
 
 
+def write_json(result: dict[str, Any], path: str) -> None:
+    """Writes all numbers of a benchmark to a file."""
+    with atomic_write(path, 'w') as file:
+        json.dump(result, file, indent=2)
+        file.write('\n')
+
+
 def run(args: Any) -> None:
     """Measures and prints one table."""
     flags.use_custom_ops(args.custom_ops)
@@ -276,9 +283,7 @@ def run(args: Any) -> None:
           .format(**result) + ', '.join(result['devices']) + '\n')
     print_table(rows_of(result))
     if args.json:
-        with atomic_write(args.json, 'w') as file:
-            json.dump(result, file, indent=2)
-            file.write('\n')
+        write_json(result, args.json)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ The sizes are those of a config F network, from 32×32 to 1024×1024. What 'auto
 custom_ops/fused_bias_act.py and custom_ops/upfirdn_2d.py was decided with this table.
 """
 
-import json
 import platform
 import statistics
 import time
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import measure, print_table
+from benchmarks.networks import measure, print_table, write_json
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 MAX_ELEMENTS = 1 << 25      # Of a tensor: the batch is 4 or what this leaves.
@@ -217,9 +216,7 @@ def run(args: Any) -> None:
         result = dict(cases=cases, dtype=args.dtype, data_format=args.data_format, fmap_base=args.fmap_base,
                       jit_compile=args.jit_compile, repeats=args.repeats, tensorflow=tf.__version__,
                       python=platform.python_version(), date=date, devices=devices)
-        with atomic_write(args.json, 'w') as file:
-            json.dump(result, file, indent=2)
-            file.write('\n')
+        write_json(result, args.json)
 
 
 def main() -> None:
