@@ -9,7 +9,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
-    py_modules=['train', 'run_generator', 'pretrained_networks'],
+    py_modules=['train', 'run_generator', 'pretrained_networks', 'dataset_tool', 'convert', 'tfutil'],
     package_data={'training': ['data/*'], 'custom_ops': ['src/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',
@@ -20,15 +20,19 @@ setup(
         'pillow>=10.0',
         'absl-py>=2.1',
         'tqdm>=4.60',
+        'safetensors>=0.4',
     ],
     extras_require={
         'cuda': ['tensorflow[and-cuda]>=2.16,<2.22'],
-        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5'],
+        'data': ['h5py>=3.8', 'lmdb>=1.4'],     # create_from_hdf5, create_lsun of dataset_tool.py
+        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8', 'lmdb>=1.4'],
     },
     entry_points={
         'console_scripts': [
             'stylegan-train=train:main',
             'stylegan-generate=run_generator:main',
+            'stylegan-dataset=dataset_tool:main',
+            'stylegan-convert=convert:main',
         ],
     },
 )
