@@ -33,12 +33,14 @@ from custom_ops.compiler import (
     nvcc_for,
 )
 from dnnlib import flags
+from dnnlib.file_lock import LockedError, file_lock
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError, atomic_write, make_cache_dir_path
 
 MODES = ('auto', 'custom', 'ref')
 SOURCE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'src')
 TIME_LIMIT = 600                    # Seconds for one build.
+LOCK_MARGIN = 60                    # Seconds more that others wait for the one that builds.
 CPP_FLAGS = ('-O3', '-fPIC', '-DNDEBUG', '-Wno-deprecated-declarations')
 CUDA_FLAGS = ('-O3', '-std=c++17', '-Xcompiler=-fPIC', '-Wno-deprecated-gpu-targets', '-DNDEBUG')
 CUDA_DEFINE = '-DSTYLEGAN_CUDA=1'   # For all sources of a library with GPU kernels.
@@ -336,7 +338,7 @@ def build(plan: Plan, path: str, time_limit: float | None = None, retry: bool = 
     base = os.path.splitext(path)[0]
     time_limit = time_limit or TIME_LIMIT
     try:
-        with cache.lock(base + '.lock', time_limit + 60):
+        with file_lock(base + '.lock', time_limit + LOCK_MARGIN, _tell_to_wait):
             if not force and cache.read_manifest(path):
                 return False
             failure = None if retry or force else cache.read_json(base + '.failed')
@@ -344,8 +346,15 @@ def build(plan: Plan, path: str, time_limit: float | None = None, retry: bool = 
                 raise BuildError(_explained(path, failure), failure.get('log', ''))
             _build_now(plan, path, time_limit)
             return True
+    except LockedError as error:
+        raise BuildError(f'another process has been building for {time_limit + LOCK_MARGIN:.0f} s, '
+                         f'it holds {error.path}', remember=False) from None
     except OSError as error:  # The disk is full, for instance.
         raise BuildError(f'{error.filename or path}: {error.strerror}', remember=False) from None
+
+
+def _tell_to_wait() -> None:
+    print('Waiting for another process that builds the custom ops...', file=sys.stderr, flush=True)
 
 
 def _build_now(plan: Plan, path: str, time_limit: float) -> None:

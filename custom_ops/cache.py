@@ -1,4 +1,4 @@
-"""Where compiled libraries are kept: files named by a key, manifests, locks, remembered failures.
+"""Where compiled libraries are kept: files named by a key, manifests, remembered failures.
 
 A library NAME.so counts when NAME.json is there and fits it, so that nothing cut off or damaged is ever
 loaded. NAME.log has the compilers' words, NAME.failed says why there is no library, NAME.lock is held by the
@@ -14,16 +14,13 @@ import platform
 import re
 import shutil
 import stat
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from custom_ops.compiler import BuildError
 from dnnlib.util import atomic_write
 
 WORK_PREFIX = '.build-' # Of the directories in which compilers work.
-_POLL = 0.1             # Seconds between two attempts to get a lock.
 
 # Names in /proc/cpuinfo of what a compiler may use; the others are for the operating system.
 _X86_FEATURES = re.compile(
@@ -160,7 +157,7 @@ def write_json(path: str, values: dict[str, Any]) -> None:
         file.write('\n')
 
 
-# Directories and locks.
+# Directories.
 
 def prepare(directory: str) -> None:
     """Makes a directory for libraries; OSError where it cannot be used."""
@@ -183,33 +180,3 @@ def remove_leftovers(directory: str) -> None:
         with contextlib.suppress(OSError):
             if name.startswith(WORK_PREFIX) and time.time() - os.path.getmtime(path) > 86400:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(path: str, time_limit: float) -> Iterator[None]:
-    """Holds a lock between processes; the system frees that of a process that ends, however it does.
-
-    Where the file system has no locks nothing is held: libraries appear whole all the same. Errors:
-    BuildError when another process does not give it up within the time limit.
-    """
-    import fcntl  # Not on Windows.
-    deadline = time.monotonic() + time_limit
-    told = False
-    with open(path, 'a', encoding='utf-8') as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            except OSError:
-                break
-            if time.monotonic() > deadline:
-                raise BuildError(f'another process has been building for {time_limit:.0f} s, it holds '
-                                 f'{path}', remember=False)
-            if not told:
-                print('Waiting for another process that builds the custom ops...', file=sys.stderr,
-                      flush=True)
-                told = True
-            time.sleep(_POLL)
-        yield

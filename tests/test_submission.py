@@ -283,6 +283,22 @@ class FinishedTest(SubmissionTestCase):
             self.submit('run_raising', config=received, error=RuntimeError())
         self.assertFalse(self.exists('00000-test', '_finished.txt'))  # The one of the earlier start is gone.
 
+    def test_resume_what_another_process_is_at_work_in(self):
+        received, _ = self.submit('run_returning')
+        received.resume = True
+        names = ('log.txt', 'run.txt', '_finished.txt')
+        before = [self.read(received.run_name, name) for name in names]
+        code = ('import sys, time; from dnnlib.file_lock import file_lock\n'
+                'with file_lock(sys.argv[1]): print("held", flush=True); time.sleep(60)')
+        with subprocess.Popen([sys.executable, '-c', code, received.run_dir], cwd=testutil.ROOT,
+                              stdout=subprocess.PIPE, text=True) as process:
+            self.assertEqual(process.stdout.readline(), 'held\n')
+            with self.assertRaisesRegex(dnnlib.UserError, 'another process is at work'):
+                self.submit('run_returning', config=received)
+            process.kill()
+        self.assertEqual(before, [self.read(received.run_name, name) for name in names])
+        self.submit('run_returning', config=received)  # What a killed process held is free.
+
     def test_resume_what_is_not_there(self):
         config = SubmitConfig(run_dir_root=self.root, resume=True)
         with self.assertRaisesRegex(dnnlib.UserError, 'received none'):

@@ -1,5 +1,6 @@
 """Starts a function in a run directory of its own, which records how it was started and what it printed."""
 
+import contextlib
 import copy
 import getpass
 import importlib.metadata
@@ -15,10 +16,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .. import util
+from ..file_lock import LockedError, file_lock
 from ..util import EasyDict, UserError
 from .run_context import RunContext
 
@@ -105,8 +107,8 @@ def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run
             top-level function.
         **run_func_kwargs: Its keyword arguments.
 
-    Errors: UserError for an unknown function or a directory to resume that is none; whatever the function
-    raises.
+    Errors: UserError for an unknown function, a directory to resume that is none, or one that another process
+    is at work in; whatever the function raises.
     """
     if callable(run_func_name):
         run_func_name = util.get_top_level_function_name(run_func_name)
@@ -120,22 +122,28 @@ def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run
     else:
         _create_run_dir(config)
     config.task_name = '-'.join(filter(None, [config.user_name, config.run_name]))
-    _write_records(config)
+    with _only_process(config.run_dir):
+        return _run(config)
 
+
+def _run(config: SubmitConfig) -> Any:
+    if config.get('resume'):
+        _remove_marks(config.run_dir)
+    _write_records(config)
     log = os.path.join(config.run_dir, 'log.txt')
     with util.Logger(log, file_mode='a' if config.get('resume') else 'w') as logger:
         context = RunContext(config, take_signals=False)
         try:
             if config.get('print_info'):
                 print(pprint.pformat(to_plain(config)), flush=True)
-            print(f'dnnlib: Running {run_func_name}() on {config.host_name}...')
-            result = util.call_func_by_name(config, func_name=run_func_name, **run_func_kwargs)
+            print(f'dnnlib: Running {config.run_func_name}() on {config.host_name}...')
+            result = util.call_func_by_name(config, func_name=config.run_func_name, **config.run_func_kwargs)
             spent = util.format_time(context.get_time_since_start())
             if context.stop_reason is None:
-                print(f'dnnlib: Finished {run_func_name}() in {spent}.')
+                print(f'dnnlib: Finished {config.run_func_name}() in {spent}.')
                 _write(config.run_dir, '_finished.txt', f'{_now()}\n')
             else:
-                print(f'dnnlib: Stopped {run_func_name}() after {spent}: {context.stop_reason}.')
+                print(f'dnnlib: Stopped {config.run_func_name}() after {spent}: {context.stop_reason}.')
         except BaseException:
             # The console gets the traceback, or one line, from whoever catches the exception.
             logger.write_to_file(traceback.format_exc())
@@ -252,14 +260,32 @@ def _reopen_run_dir(config: SubmitConfig) -> None:
     path = path.rstrip('/') if remote else os.path.abspath(os.path.expanduser(path))
     if not (util.gfile().isdir(path) if remote else os.path.isdir(path)):
         raise UserError(f'resume: {path} is not an existing run directory')
+    name = os.path.basename(path)
+    config.update(run_id=run_number(name), run_name=name, run_dir=path)
+
+
+@contextlib.contextmanager
+def _only_process(run_dir: str) -> Iterator[None]:
+    """Keeps a second process out of a run directory, whose files two would mix up (not of a remote one)."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if not util.is_remote_path(run_dir):
+                stack.enter_context(file_lock(run_dir))
+        except LockedError:
+            raise UserError(f'{run_dir}: another process is at work in this run directory; wait for it, or '
+                            'stop it by a file abort.txt there') from None
+        yield
+
+
+def _remove_marks(run_dir: str) -> None:
+    """Removes what would say of the run that goes on that it has ended or should end."""
+    remote = util.is_remote_path(run_dir)
     for name in ('_finished.txt', 'abort.txt'):
-        stale = os.path.join(path, name)
+        stale = os.path.join(run_dir, name)
         if remote and util.gfile().exists(stale):
             util.gfile().remove(stale)
         elif not remote and os.path.lexists(stale):
             os.remove(stale)
-    name = os.path.basename(path)
-    config.update(run_id=run_number(name), run_name=name, run_dir=path)
 
 
 def _write_records(config: SubmitConfig) -> None:
