@@ -9,7 +9,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
-    py_modules=['train', 'run_generator', 'pretrained_networks', 'dataset_tool', 'convert', 'tfutil'],
+    py_modules=['train', 'run_generator', 'pretrained_networks', 'dataset_tool', 'convert',
+                'projector', 'run_projector', 'tfutil'],
     package_data={'training': ['data/*'], 'custom_ops': ['src/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',
@@ -21,6 +22,8 @@ setup(
         'absl-py>=2.1',
         'tqdm>=4.60',
         'safetensors>=0.4',
+        'matplotlib>=3.7',
+        'imageio[ffmpeg]>=2.28',
     ],
     extras_require={
         'cuda': ['tensorflow[and-cuda]>=2.16,<2.22'],
@@ -31,6 +34,7 @@ setup(
         'console_scripts': [
             'stylegan-train=train:main',
             'stylegan-generate=run_generator:main',
+            'stylegan-project=run_projector:main',
             'stylegan-dataset=dataset_tool:main',
             'stylegan-convert=convert:main',
         ],

@@ -1,0 +1,276 @@
+"""Projects images into the latent space of a generator: which latents draw an image like this one?"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import dnnlib
+import run_generator
+from dnnlib import UserError, flags
+
+# TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
+# answered at once.
+
+
+def project_generated_images(
+    submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
+    network_pkl: str,                           # Pickle with the generator.
+    seeds: Sequence[int],                       # One image each.
+    truncation_psi: float = 1.0,                # Truncation trick of the target images.
+    class_idx: int | None = None,               # Class, for conditional networks.
+    generator: str = 'Gs',                      # Which network of a snapshot.
+    **options: Any,                             # training.projection.Options.
+) -> None:
+    """Draws images and finds them again in the latent space of their generator."""
+    del submit_config
+    from training import projection
+    network, label = _load_generator(network_pkl, generator, class_idx)
+    projection.project(network, label, _draw(network, label, seeds, truncation_psi),
+                       [f'seed{seed:04d}' for seed in seeds], projection.Options(**options))
+
+
+def project_real_images(
+    submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
+    network_pkl: str,                           # Pickle with the generator.
+    data_dir: str | None = None,                # Folder of data sets.
+    dataset: str | None = None,                 # Data set. None = the embedded one.
+    num_images: int = 3,                        # Its first images are projected.
+    class_idx: int | None = None,               # Class, for conditional networks.
+    generator: str = 'Gs',                      # Which network of a snapshot.
+    **options: Any,                             # training.projection.Options.
+) -> None:
+    """Projects images of a data set."""
+    del submit_config
+    from training import projection
+    network, label = _load_generator(network_pkl, generator, class_idx)
+    images = _read(network, data_dir, dataset, num_images)
+    projection.project(network, label, images, [f'image{i:04d}' for i in range(len(images))],
+                       projection.Options(**options))
+
+
+def project_images(
+    submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
+    network_pkl: str,                           # Pickle with the generator.
+    targets: Sequence[str],                     # Image files.
+    initial: Sequence[str] | None = None,       # Files of latents to go on from, one for each.
+    class_idx: int | None = None,               # Class, for conditional networks.
+    generator: str = 'Gs',                      # Which network of a snapshot.
+    **options: Any,                             # training.projection.Options.
+) -> None:
+    """Projects image files, cut to the middle and resized to the size of the network."""
+    del submit_config
+    from training import projection
+    network, label = _load_generator(network_pkl, generator, class_idx)
+    latents = initial and [projection.load_latents(path, network) for path in initial]
+    projection.project(network, label, _load_targets(targets, network), _prefixes(targets),
+                       projection.Options(**options), latents)
+
+
+def detect(
+    submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
+    network_pkl: str,                           # Pickle with the generator.
+    targets: Sequence[str],                     # Image files.
+    data_dir: str | None = None,                # Folder of data sets.
+    dataset: str | None = None,                 # What the network was trained on. None = the embedded set.
+    num_references: int = 24,                   # Images of each kind to compare with.
+    truncation_psi: float = 1.0,                # Truncation trick of the generated ones.
+    class_idx: int | None = None,               # Class, for conditional networks.
+    generator: str = 'Gs',                      # Which network of a snapshot.
+    **options: Any,                             # training.projection.Options.
+) -> None:
+    """Says of image files whether the network has made them."""
+    del submit_config
+    from training import projection
+    network, label = _load_generator(network_pkl, generator, class_idx)
+    projection.detect(network, label, _load_targets(targets, network), _prefixes(targets),
+                      _draw(network, label, range(num_references), truncation_psi),
+                      _read(network, data_dir, dataset, num_references),
+                      projection.Options(num_snapshots=0, **options))
+
+
+def _draw(network: Any, label: Any, seeds: Sequence[int], psi: float) -> Any:
+    """Images of seeds: uint8 [N, C, H, W]."""
+    import numpy as np
+
+    from training import sampling
+    return np.stack([image for _, image in sampling.generate(network, list(seeds), psi, label)])
+
+
+def _read(network: Any, data_dir: str | None, dataset: str | None, num_images: int) -> Any:
+    """The first images of a data set at the resolution of the network: uint8 [N, C, H, W]."""
+    import numpy as np
+
+    from training.dataset import load_dataset
+    training_set = load_dataset(data_dir, dataset, network.output_shape[2])
+    if list(training_set.shape) != list(network.output_shape[1:]):
+        raise UserError(f'network {network.name} draws images of shape {network.output_shape[1:]}; those of '
+                        f'data set {training_set.name} have {training_set.shape}')
+    images, _ = training_set.read(np.arange(min(num_images, len(training_set))))
+    return images.transpose(0, 3, 1, 2)
+
+
+def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> tuple[Any, Any]:
+    """A generator that one can project into, and the label of the class."""
+    from projector import check_network
+    network, label = run_generator._load_generator(network_pkl, generator, class_idx)
+    check_network(network)
+    return network, label
+
+
+def _load_targets(paths: Sequence[str], network: Any) -> Any:
+    """Image files as the network would draw them: uint8 [N, C, H, W], the middle of each picture, resized."""
+    import numpy as np
+
+    from training.image_files import ImageOptions, load_image
+    _, channels, height, width = network.output_shape
+    options = ImageOptions(channels, background=(255, 255, 255), transform='center-crop', width=width,
+                           height=height)
+    return np.stack([load_image(path, path, options).transpose(2, 0, 1) for path in paths])
+
+
+def _find_targets(paths: Sequence[str], flag: str = '--target') -> list[str]:
+    """The image files of a list of files and folders, in order, folders by name."""
+    from training.image_files import IMAGE_EXTENSIONS
+    found = []
+    for path in paths:
+        path = os.path.expanduser(path)
+        if os.path.isdir(path):
+            names = sorted(name for name in os.listdir(path)
+                           if not name.startswith('.') and name.lower().endswith(IMAGE_EXTENSIONS))
+            if not names:
+                raise UserError(f'{flag}: {path} holds no images ({", ".join(IMAGE_EXTENSIONS)})')
+            found += [os.path.join(path, name) for name in names]
+        elif os.path.isfile(path):
+            found.append(path)
+        else:
+            raise UserError(f'{flag}: there is no file or folder {path}')
+    return [os.path.abspath(path) for path in found]
+
+
+def _prefixes(paths: Sequence[str]) -> list[str]:
+    """What the files of each target begin with: its name; numbered where two have one name."""
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    return [name if names.count(name) == 1 else f'{name}-{i}' for i, name in enumerate(names)]
+
+
+# What the commands do before there is a run directory: everything that may turn out to be a mistake.
+
+def _check(network: str, options: dict[str, Any]) -> Any:
+    flags.use_custom_ops(options.pop('custom_ops'))
+    network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
+    if options['save_video']:
+        from training.video import check_video
+        check_video()
+    return network_obj
+
+
+def _generated_command(network: str, result_dir: str, **options: Any) -> None:
+    _check(network, options)
+    _submit(project_generated_images, 'project-generated-images', result_dir, network, **options)
+
+
+def _real_command(network: str, result_dir: str, **options: Any) -> None:
+    _read(_check(network, options), options['data_dir'], options['dataset'], 1)
+    _submit(project_real_images, 'project-real-images', result_dir, network, **options)
+
+
+def _images_command(network: str, target: list[str], result_dir: str, **options: Any) -> None:
+    options['targets'] = _find_targets(target)
+    network_obj = _check(network, options)
+    _load_targets(options['targets'], network_obj)
+    if options['initial'] is not None:
+        from training.projection import load_latents
+        options['initial'] = [os.path.abspath(os.path.expanduser(path)) for path in options['initial']]
+        if len(options['initial']) != len(options['targets']):
+            raise UserError(f'--initial: expected one file for each of {len(options["targets"])} images, '
+                            f'received {len(options["initial"])}')
+        for path in options['initial']:
+            load_latents(path, network_obj)
+    _submit(project_images, 'project-images', result_dir, network, **options)
+
+
+def _detect_command(network: str, images: list[str], result_dir: str, **options: Any) -> None:
+    options['targets'] = _find_targets(images, '--images')
+    network_obj = _check(network, options)
+    _load_targets(options['targets'], network_obj)
+    _read(network_obj, options['data_dir'], options['dataset'], 1)
+    _submit(detect, 'detect', result_dir, network, **options)
+
+
+def _submit(func: Any, name: str, result_dir: str, network: str, **kwargs: Any) -> None:
+    if os.path.exists(network):
+        network = os.path.abspath(network)  # For the records of the run.
+    config = dnnlib.SubmitConfig(run_dir_root=result_dir, run_desc=name)
+    dnnlib.submit_run(config, func, network_pkl=network, **kwargs)
+
+
+# Flags.
+
+def _file_list(text: str) -> list[str]:
+    return [flags.path(part) for part in text.split(',')]
+
+
+_file_list.metavar = 'FILES|DIR'
+
+
+def make_parser() -> flags.Parser:
+    """The parser of this command line."""
+    parser = flags.Parser('Projects images into the latent space of a generator.', examples=[
+        '%(prog)s project-generated-images --network=network-final.pkl --seeds=0,1,5',
+        '%(prog)s project-real-images --network=network-final.pkl --dataset=~/datasets/ffhq --num-images=3',
+        '%(prog)s project-images --network=network-final.pkl --target=me.jpg --space=w+ --save-video',
+        '%(prog)s detect --network=network-final.pkl --dataset=~/datasets/ffhq --images=suspects/',
+    ])
+    generated = parser.add_command(
+        'project-generated-images', _generated_command, 'Project images of the generator itself')
+    real = parser.add_command('project-real-images', _real_command, 'Project images of a data set')
+    images = parser.add_command('project-images', _images_command, 'Project image files')
+    detection = parser.add_command(
+        'detect', _detect_command, 'Is this image from this network?',
+        description='Projects image files, images of the network and real images, and tells by the distances '
+                    'whether the network has made the files (StyleGAN2, section 5.1).')
+    commands = (generated, real, images, detection)
+    for command in commands:
+        command.add_flag('network', run_generator._network_path,
+                         'Network pickle: a file, https://…, gs://… or gdrive:networks/…', required=True)
+    generated.add_flag('seeds', run_generator._seed_list, "Seeds, such as '1,2,3' or '1-3'", default='0-2')
+    for command in (generated, detection):
+        command.add_flag('truncation-psi', float, 'Truncation of generated images: 1 = off', default=1.0)
+    for command in (real, detection):
+        command.add_flag('data-dir', flags.path, 'Folder that holds data sets')
+        command.add_flag('dataset', flags.path, 'Data set (default: the embedded one)')
+    real.add_flag('num-images', flags.positive_int, 'Its first images are projected', default=3)
+    detection.add_flag('num-references', flags.integer(2), 'Generated and real images to compare with, each',
+                       default=24)
+    for command, name in ((images, 'target'), (detection, 'images')):
+        command.add_flag(name, _file_list, 'Image files, separated by commas, or a folder; the middle of '
+                         'each is resized to the size of the network', required=True)
+    images.add_flag('initial', _file_list, 'Files that --save-latents wrote, one per image, to go on from')
+    for command in commands:
+        add = command.add_flag
+        if command is not detection:
+            add('num-snapshots', flags.nonneg_int, 'Pictures on the way, the last one included', default=5)
+        add('num-steps', flags.positive_int, 'Steps of the optimization', default=1000)
+        add('space', help='w: one latent for all layers; w+: one for each, closer but harder to edit',
+            choices=['w', 'w+'], default='w')
+        add('distance', help='What is made small: l2 = mean squared difference of pixels', choices=['l2'],
+            default='l2')
+        add('seed', flags.nonneg_int, 'Of the noise', default=0)
+        add('batch', flags.positive_int, 'Images at a time; does not change them', default=4,
+            dest='batch_size')
+        add('save-latents', bool, 'Write <image>-latents.npz: latents, noise, losses', default=False)
+        add('save-video', bool, 'Write <image>-video.mp4: the target beside the projection', default=False)
+        add('class', flags.nonneg_int, 'Class, for conditional networks', dest='class_idx')
+        add('generator', help='Which generator of a snapshot', choices=['Gs', 'G'], default='Gs')
+        add('result-dir', help='Where run directories are made', default='results', metavar='DIR')
+        flags.add_custom_ops_flag(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point. `argv` begins with the name of the program; default: sys.argv."""
+    flags.run(flags.run_command, make_parser, argv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,202 @@
+"""The projector: its formulas, its independence of the batch, and whole projections."""
+
+import numpy as np
+import tensorflow as tf
+
+import projector
+from dnnlib.tflib import Network
+from dnnlib.util import UserError
+from training import sampling
+
+SMALL = dict(resolution=16, num_channels=3, fmap_base=64, fmap_max=16, latent_size=8, dlatent_size=8,
+             mapping_fmaps=8, mapping_layers=2)
+
+
+def small_network(**kwargs):
+    """A StyleGAN2 generator with random weights, its average w that of its mapping network."""
+    tf.keras.utils.set_random_seed(5)
+    network = Network('Gs', 'training.networks_stylegan2.G_main', **{**SMALL, **kwargs})
+    for name, var in network.vars.items():
+        if name.endswith('noise_strength'):
+            var.assign(0.02)
+    return network
+
+
+def draw(network, seeds):
+    """Images [N, C, H, W] in [-1, 1], of noise that is not that of the variables."""
+    images = [image for _, image in sampling.generate(network, seeds, 1.0)]
+    return np.float32(images) / 127.5 - 1
+
+
+class FormulasTest(tf.test.TestCase):
+    def test_schedule(self):
+        # (step, learning rate, noise factor) of 1000 steps, by hand from appendix D.
+        expected = [(0, 0.0, 0.05), (25, 0.05, 0.05 * (29 / 30) ** 2), (50, 0.1, 0.05 * (14 / 15) ** 2),
+                    (375, 0.1, 0.0125), (750, 0.1, 0.0), (875, 0.05, 0.0), (1000, 0.0, 0.0)]
+        for step, rate, noise in expected:
+            self.assertAllClose(projector.schedule(step), (rate, noise), atol=1e-9)
+        self.assertAllClose(projector.schedule(20, 40), projector.schedule(500))
+        self.assertAllClose(projector.schedule(990)[0], 0.05 * (1 - np.cos(np.pi * 10 / 250)))
+
+    def test_noise_regularization(self):
+        rnd = np.random.RandomState(1)
+        maps = [rnd.randn(3, size, size) + 0.3 * rnd.randn(3, 1, size) for size in (4, 8, 16, 32)]
+        expected = np.zeros(3)
+        for noise in maps:
+            while True:
+                size = noise.shape[1]
+                for dy, dx in ((0, 1), (1, 0)):
+                    total = np.zeros(3)
+                    for y in range(size):
+                        for x in range(size):
+                            total += noise[:, y, x] * noise[:, y - dy, x - dx]
+                    expected += (total / size ** 2) ** 2
+                if size <= 8:
+                    break
+                noise = noise.reshape(3, size // 2, 2, size // 2, 2).sum(axis=(2, 4)) / 4 * 2
+        result = projector.noise_regularization([tf.constant(noise[..., np.newaxis]) for noise in maps])
+        self.assertAllClose(result, expected, rtol=1e-12)
+
+    def test_normalize_noise(self):
+        noise = np.random.RandomState(2).rand(4, 8, 8, 1) * 7 + 3
+        mean, std = (f(noise, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+        self.assertAllClose(projector.normalize_noise(tf.constant(noise)), (noise - mean) / std, rtol=1e-12)
+
+    def test_l2(self):
+        images = np.random.RandomState(3).rand(2, 4, 4, 3) * 255
+        targets = np.random.RandomState(4).rand(2, 4, 4, 3) * 255
+        expected = [np.mean((a / 127.5 - b / 127.5) ** 2) for a, b in zip(images, targets, strict=True)]
+        self.assertAllClose(projector.l2_distance(tf.constant(images), tf.constant(targets)), expected)
+
+
+class ProjectorTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.network = small_network()
+        cls.images = draw(cls.network, [1, 2, 3])
+
+    def projector(self, num_steps=60, network=None, **attributes):
+        proj = projector.Projector()
+        proj.num_steps, proj.dlatent_avg_samples = num_steps, 500
+        for name, value in attributes.items():
+            setattr(proj, name, value)
+        proj.set_network(network or self.network)
+        return proj
+
+    def test_statistics_of_w(self):
+        proj = projector.Projector()
+        proj.set_network(self.network)
+        latents = np.random.RandomState(123).randn(10000, 8)
+        samples = self.network.components.mapping.run(latents, None)[:, 0].astype(np.float64)
+        self.assertAllClose(proj._dlatent_avg, samples.mean(axis=0), atol=1e-6)
+        deviation = np.sqrt(np.mean(np.sum((samples - samples.mean(axis=0)) ** 2, axis=1)))
+        self.assertAllClose(proj._dlatent_std, deviation, rtol=1e-6)
+
+    def test_an_image_of_the_network_is_found_again(self):
+        before = {name: var.numpy() for name, var in self.network.vars.items()}
+        proj = self.projector(250).run(self.images)
+        history = np.stack(proj.history['distance'])
+        self.assertEqual(history.shape, (250, 3))
+        # Random weights leave local minima: not every image is found as well as those of a trained network.
+        ratios = history[0] / proj.get_distances()
+        self.assertGreater(np.median(ratios), 10)
+        self.assertGreater(ratios.min(), 2)
+        for name, var in self.network.vars.items():
+            self.assertAllEqual(var.numpy(), before[name])
+        for noise in proj.get_noises():
+            self.assertAllClose(noise.mean(axis=(1, 2, 3)), np.zeros(3), atol=1e-5)
+            self.assertAllClose(noise.std(axis=(1, 2, 3)), np.ones(3), atol=1e-4)
+
+    def test_what_is_found_draws_the_images(self):
+        proj = self.projector(10).run(self.images)
+        dlatents, noises = proj.get_dlatents(), proj.get_noises()
+        self.assertEqual(dlatents.shape, (3, 6, 8))
+        clone = self.network.clone()
+        for i, image in enumerate(proj.get_images()):
+            for var, noise in zip(sampling.noise_vars(clone), noises, strict=True):
+                var.assign(noise[i:i + 1])
+            drawn = clone.components.synthesis.run(dlatents[i:i + 1], randomize_noise=False)[0]
+            self.assertAllClose(image, drawn, atol=1e-4)
+            difference = np.mean((drawn - self.images[i]) ** 2)
+            self.assertAllClose(proj.get_distances()[i], difference, rtol=1e-3)
+
+    def test_images_at_a_time_make_no_difference(self):
+        together = self.projector(20).run(self.images)
+        alone = self.projector(20)
+        for i in range(3):
+            alone.run(self.images[i:i + 1])
+            self.assertAllClose(alone.get_dlatents()[0], together.get_dlatents()[i], atol=1e-4)
+            self.assertAllClose(alone.get_images()[0], together.get_images()[i], atol=1e-3)
+        # The second start has used the traced step of the first again.
+        self.assertEqual(alone._step_function.experimental_get_tracing_count(), 1)
+        other = self.projector(20, seed=1).run(self.images[:1])
+        self.assertNotAllClose(other.get_dlatents(), together.get_dlatents()[:1], atol=1e-4)
+
+    def test_the_first_steps_by_a_second_formula(self):
+        # Adam by hand, with a numeric derivative of a loss in plain NumPy and runs of the network.
+        proj = self.projector(4, initial_noise_factor=0.0, regularize_noise_weight=0.0, lr_rampup_length=1e-9)
+        proj.start(self.images[:1])
+        dlatents, noises = proj._dlatents.numpy().astype(np.float64), [n.numpy() for n in proj._noises]
+        proj.step()
+        delta = proj._dlatents.numpy() - dlatents
+        # The learning rate of step 0 is 0; that of the first step with one is its size in every component.
+        self.assertAllEqual(delta, np.zeros_like(delta))
+        proj.step()
+        step = proj._dlatents.numpy() - dlatents
+        for noise, var in zip(noises, proj._noises, strict=True):
+            var.assign(noise)
+        slopes = []
+        for k in range(8):
+            values = []
+            for sign in (1, -1):
+                moved = dlatents.copy()
+                moved[0, 0, k] += sign * 1e-2
+                proj._dlatents.assign(moved)
+                values.append(proj.get_distances()[0])
+            slopes.append(values[0] - values[1])
+        clear = np.abs(slopes) > 1e-5
+        self.assertGreater(clear.sum(), 3)
+        self.assertAllEqual(np.sign(step[0, 0][clear]), -np.sign(slopes)[clear])
+
+    def test_w_plus(self):
+        proj = self.projector(30, space='w+').run(self.images[:1])
+        dlatents = proj.get_dlatents()[0]
+        self.assertGreater(np.abs(dlatents - dlatents[:1]).max(), 1e-3)
+        again = self.projector(1, space='w+')
+        again.start(self.images[:1], proj.get_dlatents(), proj.get_noises())
+        self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
+
+    def test_a_distance_of_the_users(self):
+        proj = self.projector(40, distance=lambda x, y: tf.reduce_mean(tf.abs(x - y), axis=[1, 2, 3]))
+        proj.run(self.images[:1])
+        self.assertLess(proj.get_distances()[0], proj.history['distance'][0][0])
+        difference = np.abs(proj.get_images() - self.images[:1]).mean() * 127.5
+        self.assertAllClose(proj.get_distances()[0], difference, rtol=1e-4)
+
+    def test_large_images_are_compared_at_256(self):
+        network = small_network(resolution=512, fmap_base=64, fmap_max=2)
+        proj = self.projector(1, network)
+        image = np.random.RandomState(0).uniform(-1, 1, [1, 3, 512, 512]).astype(np.float32)
+        proj.start(image)
+        drawn = proj.get_images()
+        small = [x.reshape(3, 256, 2, 256, 2).mean(axis=(2, 4)) for x in (drawn[0], image[0])]
+        self.assertAllClose(proj.get_distances()[0], np.mean((small[0] - small[1]) ** 2), rtol=1e-4)
+
+    def test_mistakes(self):
+        with self.assertRaisesRegex(UserError, r'call set_network'):
+            projector.Projector().start(self.images)
+        for attributes, message in [(dict(space='z'), "space is 'z'"), (dict(distance='fid'), "is 'fid'")]:
+            with self.assertRaisesRegex(UserError, message):
+                self.projector(1, **attributes).start(self.images)
+        with self.assertRaisesRegex(UserError, r'shape \[1, 3, 8, 8\]; network Gs draws \[N, 3, 16, 16\]'):
+            self.projector(1).start(np.zeros([1, 3, 8, 8]))
+        with self.assertRaisesRegex(UserError, r'dlatents have shape \[1, 5, 8\]'):
+            self.projector(1).start(self.images[:1], np.zeros([1, 5, 8]))
+        with self.assertRaisesRegex(UserError, 'no intermediate latents'):
+            self.projector(1, Network('G', 'training.networks_progan.G_paper', resolution=8, fmap_base=32,
+                                      fmap_max=8, latent_size=8))
+
+
+if __name__ == '__main__':
+    tf.test.main()

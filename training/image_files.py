@@ -1,0 +1,377 @@
+"""Single image files: any mode, depth and orientation becomes uint8 [H, W, C], cropped, padded, resized."""
+
+import functools
+import io
+import os
+import stat
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from dnnlib.util import UserError, gfile, is_remote_path
+
+IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+TRANSFORMS = ('none', 'center-crop', 'center-crop-wide', 'pad')
+RESIZE_FILTERS = ('box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
+MAX_PIXELS = 178_956_970    # Of one image; Pillow's own limit. More is taken for a decompression bomb.
+
+# The others that Pillow knows are never tried: one of them starts a program (Ghostscript). JPEG includes MPO.
+_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF')
+_GRAY_MODES = ('1', 'L', 'LA', 'La', 'I')
+_PLAIN_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBX', 'RGBA', 'RGBa', 'CMYK', 'YCbCr', 'HSV')
+_ORIENTATION = 0x0112       # The tag of EXIF and TIFF.
+
+
+class ImageOptions(NamedTuple):
+    """How images become pixels of a data set; see `load_image`."""
+
+    channels: int | None = None     # 1 gray, 3 RGB, 4 RGBA; None: 1 for a gray image, 3 for any other.
+    background: tuple[int, int, int] | None = None  # Colour behind transparent pixels; None: refused.
+    transform: str = 'none'         # One of TRANSFORMS.
+    width: int | None = None        # Size of the result in pixels; None: as the transform leaves it.
+    height: int | None = None       # None: equal to width (3/4 of it for center-crop-wide).
+    resize_filter: str = 'lanczos'  # One of RESIZE_FILTERS; 'box' is the area average.
+
+
+class LeftOutError(UserError):
+    """An image that the recipe of a data set leaves out by itself, such as one that is too small: a
+    conversion goes on without it and lists it, whether or not it was told to skip bad images."""
+
+
+def open_image(source: str | bytes, name: str | None = None) -> PIL.Image.Image:
+    """Reads the header of an image file.
+
+    Args:
+        source: A path, or the bytes of the file.
+        name: What messages call it; None for the path.
+
+    Errors: UserError, naming the file: not there, empty, no image of a known format, too large.
+    """
+    name = name or (source if isinstance(source, str) else 'the image')
+    if isinstance(source, str) and is_remote_path(source):
+        source = _read_remote(source, name)
+    try:
+        size = _file_size(source, name) if isinstance(source, str) else len(source)
+        if not size:
+            raise UserError(f'{name} is empty (0 bytes); replace or remove it.')
+        image = PIL.Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=_formats())
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f'there is no file {name}; check the path.') from error
+    except PIL.Image.DecompressionBombError as error:
+        raise UserError(f'{name} has more than {MAX_PIXELS} pixels; shrink or remove it.') from error
+    except PIL.UnidentifiedImageError as error:
+        raise UserError(f'{name} cannot be read as an image; replace or remove it.') from error
+    except Exception as error:  # Pillow's readers raise anything on damaged files.
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{name} cannot be read as an image ({_one_line(reason)}); replace or remove '
+                        'it.') from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise UserError(f'{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}; shrink or '
+                        'remove it.')
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    PIL.Image.init()
+    return tuple(name for name in _FORMATS if name in PIL.Image.OPEN)   # Some builds of Pillow lack WebP.
+
+
+def _file_size(path: str, name: str) -> int:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):    # Opening a pipe would wait for ever.
+        raise UserError(f'{name} is no regular file; replace or remove it.')
+    return status.st_size
+
+
+def _read_remote(path: str, name: str) -> bytes:
+    try:
+        with gfile().GFile(path, 'rb') as file:
+            return file.read()
+    except Exception as error:  # TensorFlow's file systems have error classes of their own.
+        raise UserError(f'{name} cannot be read ({_one_line(error)}); check the path.') from error
+
+
+def _one_line(error: object) -> str:
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + '...'
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:           # Damaged EXIF says nothing about the pixels.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def oriented_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """(width, height) that `to_array` gives for an image of which the header was read."""
+    # Pillow turns the picture of a TIFF by itself, and says so in its size.
+    turned = image.format != 'TIFF' and _orientation(image) >= 5
+    return (image.height, image.width) if turned else image.size
+
+
+def is_gray(image: PIL.Image.Image) -> bool:
+    """Whether `to_array` with channels=None gives one channel (on a gray background, where it needs one)."""
+    return image.mode in _GRAY_MODES or image.mode.startswith('I;16')
+
+
+def has_alpha(image: PIL.Image.Image) -> bool:
+    """Whether an image may have transparent pixels, by its header."""
+    return image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info
+
+
+def to_array(
+    image: PIL.Image.Image,
+    name: str,
+    channels: int | None = None,
+    background: tuple[int, int, int] | None = None,
+) -> np.ndarray:
+    """The pixels of an opened image: of an animation the first picture, turned as its EXIF says.
+
+    16 bits per channel become 8 by v / 257, rounded (Pillow itself reduces 16-bit colour to the upper byte).
+
+    Args:
+        image: From `open_image`.
+        name: What messages call it.
+        channels: 1, 3 or 4; None: 1 for a gray image (on a coloured background 3), 3 for any other.
+        background: Colour that shows through transparent pixels, unless channels is 4.
+
+    Returns: uint8 [H, W, channels].
+    Errors: UserError, naming the file: damaged, transparent pixels without a background, 32 bits per channel.
+    """
+    if channels not in (None, 1, 3, 4):
+        raise UserError(f'channels must be 1 (gray), 3 (RGB) or 4 (RGBA); received {channels!r}')
+    gray = is_gray(image)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        pixels = _eight_bits(image, name)   # [H, W, 2 or 4]: gray or RGB, with alpha.
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise anything on damaged files.
+        raise UserError(f'{name} is damaged: {_one_line(error)}; replace or remove it.') from error
+    if channels == 4:
+        pixels = pixels if pixels.shape[2] == 4 else pixels[:, :, [0, 0, 0, 1]]
+    else:
+        pixels = _composite(pixels, name, background)
+        if channels is None:
+            channels = 1 if gray and pixels.shape[2] == 1 else 3
+        pixels = _set_channels(pixels, channels)
+    return np.ascontiguousarray(_turn(pixels, orientation))
+
+
+def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
+    """uint8 [H, W, 2] (gray, alpha) or [H, W, 4] (RGB, alpha)."""
+    mode = image.mode
+    if mode.startswith('I;16') or (mode == 'I' and image.format == 'PNG'):  # Older Pillow: I for 16-bit PNG.
+        values = np.asarray(image).astype(np.uint32)
+        alpha = np.full(values.shape, 255, np.uint8)
+        if isinstance(image.info.get('transparency'), int):
+            alpha[values == image.info['transparency']] = 0
+        return np.stack([((np.minimum(values, 65535) + 128) // 257).astype(np.uint8), alpha], axis=2)
+    if mode in ('I', 'F'):
+        raise UserError(f'{name} has 32 bits per channel (mode {mode}), of unknown range; expected 8 or 16. '
+                        'Convert it to 8 bits.')
+    if mode not in _PLAIN_MODES:
+        raise UserError(f'{name} has colours of mode {mode}; expected gray, RGB, palette or CMYK. Convert it '
+                        'to RGB.')
+    if mode in ('La', 'RGBa'):
+        image = image.convert(mode.upper())
+    if has_alpha(image):
+        image = image.convert('LA' if mode in _GRAY_MODES else 'RGBA')
+        return np.asarray(image)
+    pixels = np.asarray(image.convert('L' if mode in _GRAY_MODES else 'RGB'))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], 255)], axis=2)
+
+
+def _composite(pixels: np.ndarray, name: str, background: tuple[int, int, int] | None) -> np.ndarray:
+    """[H, W, 2 or 4] with alpha → [H, W, 1 or 3]."""
+    alpha = pixels[:, :, -1:].astype(np.int32)
+    pixels = pixels[:, :, :-1]
+    if alpha.min() == 255:
+        return pixels
+    if background is None:
+        raise UserError(f'{name} has transparent pixels; expected an opaque image. Give the colour behind '
+                        'them, --background=255,255,255 for white, or keep them with --channels=4.')
+    if len(set(background)) > 1 or pixels.shape[2] == 3:
+        colour = np.array(background, np.int32)
+    else:
+        colour = np.array(background[:1], np.int32)
+    return ((pixels * alpha + colour * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _set_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """[H, W, 1 or 3] → [H, W, channels]; gray is the luma of ITU-R 601."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert('L'))[:, :, None]
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes the orientation of EXIF, 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def check_options(options: ImageOptions) -> None:
+    """Errors: UserError, naming the option that has an unknown value."""
+    if options.channels not in (None, 1, 3, 4):
+        raise UserError(f'channels must be 1 (gray), 3 (RGB) or 4 (RGBA); received {options.channels!r}')
+    if options.transform not in TRANSFORMS:
+        raise UserError(f'transform must be one of {", ".join(TRANSFORMS)}; received {options.transform!r}')
+    if options.resize_filter not in RESIZE_FILTERS:
+        raise UserError(f'resize_filter must be one of {", ".join(RESIZE_FILTERS)}; received '
+                        f'{options.resize_filter!r}')
+    for key, value in [('width', options.width), ('height', options.height)]:
+        if value is not None and not 1 <= value <= 65536:
+            raise UserError(f'{key} must be from 1 to 65536 pixels; received {value!r}')
+    if options.height is not None and options.width is None:
+        raise UserError(f'height={options.height} was given without width; give both.')
+    colour = options.background
+    if colour is not None and (len(colour) != 3 or not all(0 <= value <= 255 for value in colour)):
+        raise UserError(f'background must be three numbers from 0 to 255; received {colour!r}')
+
+
+def load_image(
+    source: str | bytes, name: str | None = None, options: ImageOptions | None = None,
+) -> np.ndarray:
+    """Reads an image file and makes it fit, in the order: pixels, crop, resize, pad.
+
+    Transforms, for a result of width × height:
+    - none: resized; refused where that would stretch it by half a pixel or more.
+    - center-crop: the largest centred part of this aspect ratio (without a width: square), resized.
+    - center-crop-wide: as center-crop, then padded with black at top and bottom (or at the sides) to a square
+      of the longer side. Without a height: 4:3.
+    - pad: resized to fit into the frame, padded to it (without a width: to a square). Padding has the colour
+      of options.background, else black; in RGBA it is transparent.
+
+    Returns: uint8 [H, W, C].
+    Errors: UserError, naming the file and what is wrong with it.
+    """
+    options = options or ImageOptions()
+    check_options(options)
+    name = name or (source if isinstance(source, str) else 'the image')
+    with open_image(source, name) as image:
+        pixels = to_array(image, name, options.channels, options.background)
+    return transform_image(pixels, name, options)
+
+
+def transform_image(pixels: np.ndarray, name: str, options: ImageOptions) -> np.ndarray:
+    """The part of `load_image` that follows decoding: uint8 [H, W, C] → uint8 [H', W', C]."""
+    aspect, fitted, frame = _plan(pixels.shape[1::-1], name, options)
+    if aspect:
+        pixels = crop_to_aspect(pixels, aspect)
+    colour = None if options.transform == 'center-crop-wide' else options.background
+    return pad_to(_resize(pixels, fitted, options.resize_filter), frame, colour)
+
+
+def transformed_size(size: tuple[int, int], name: str, options: ImageOptions) -> tuple[int, int]:
+    """(width, height) that `transform_image` makes of an image of this (width, height), and its errors."""
+    return _plan(size, name, options)[2]
+
+
+def _plan(size: tuple, name: str, options: ImageOptions) -> tuple[tuple | None, tuple, tuple]:
+    """Aspect ratio to crop to or None, size to resize to, size to pad to; each (width, height)."""
+    transform, aspect = options.transform, None
+    wide = transform == 'center-crop-wide'
+    target = None
+    if options.width:
+        target = options.width, options.height or (_wide_height(options.width) if wide else options.width)
+    if transform == 'none':
+        if target:
+            _check_unstretched(size, name, target)
+        fitted = frame = target or size
+    elif transform == 'pad':
+        frame = target or (max(size), max(size))
+        fitted = fit_inside(size, frame)
+    else:
+        aspect = target or ((4, 3) if wide else (1, 1))
+        fitted = target or crop_size(size, aspect)
+        frame = (max(fitted), max(fitted)) if wide else fitted
+    if frame[0] * frame[1] > MAX_PIXELS:
+        raise UserError(f'{name}: a result of {frame[0]}x{frame[1]} pixels is too large; give a smaller '
+                        'width and height.')
+    return aspect, fitted, frame
+
+
+def _wide_height(width: int) -> int:
+    return max(round(width * 3 / 4), 1)
+
+
+def _check_unstretched(size: tuple[int, int], name: str, target: tuple[int, int]) -> None:
+    (width, height), (new_width, new_height) = size, target
+    # Scaled to one side of the target, the image misses the other side by half a pixel or more.
+    if abs(width * new_height - height * new_width) * 2 >= max(size):
+        how = f'--resolution={new_width}' if new_width == new_height else \
+            f'--width={new_width} --height={new_height}'
+        raise UserError(f'{name} has {width}x{height} pixels; {new_width}x{new_height} would stretch it. '
+                        f'Give --transform=center-crop {how} or --transform=pad {how}.')
+
+
+def crop_size(size: tuple[int, int], aspect: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) of an aspect ratio width:height within `size`, rounded to pixels."""
+    width = min(size[0], round(size[1] * aspect[0] / aspect[1]))
+    height = min(size[1], round(size[0] * aspect[1] / aspect[0]))
+    return max(width, 1), max(height, 1)
+
+
+def crop_to_aspect(pixels: np.ndarray, aspect: tuple[int, int]) -> np.ndarray:
+    """The centred part of [H, W, C] that has `crop_size`."""
+    height, width = pixels.shape[:2]
+    new_width, new_height = crop_size((width, height), aspect)
+    left, top = (width - new_width) // 2, (height - new_height) // 2
+    return pixels[top:top + new_height, left:left + new_width]
+
+
+def fit_inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) of the aspect ratio of `size` that fits into `frame`."""
+    if size[0] * frame[1] >= size[1] * frame[0]:
+        return frame[0], max(round(size[1] * frame[0] / size[0]), 1)
+    return max(round(size[0] * frame[1] / size[1]), 1), frame[1]
+
+
+def pad_to(pixels: np.ndarray, frame: tuple[int, int], colour: tuple[int, int, int] | None) -> np.ndarray:
+    """Puts the image into the centre of a frame (width, height); an odd pixel goes to right or bottom."""
+    height, width, channels = pixels.shape
+    if (width, height) == frame:
+        return np.ascontiguousarray(pixels)
+    result = np.zeros([frame[1], frame[0], channels], np.uint8)
+    if colour is not None and channels != 4:
+        result[:] = _set_channels(np.array([[colour]], np.uint8), channels)
+    left, top = (frame[0] - width) // 2, (frame[1] - height) // 2
+    result[top:top + height, left:left + width] = pixels
+    return result
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], resize_filter: str) -> np.ndarray:
+    """uint8 [H, W, C] → [height, width, C] of `size`; colours of RGBA are weighted by their alpha."""
+    if pixels.shape[1::-1] == tuple(size):
+        return pixels
+    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    image = PIL.Image.fromarray(np.ascontiguousarray(flat))
+    resized = np.asarray(image.resize(tuple(size), PIL.Image.Resampling[resize_filter.upper()]))
+    return resized.reshape(*resized.shape[:2], -1)
+
+
+def check_square_power_of_two(width: int, height: int, name: str) -> None:
+    """Errors: UserError, with the resize that would mend it, unless width = height = a power of two ≥ 4."""
+    if width == height and width >= 4 and not width & (width - 1):
+        return
+    side = max(1 << (min(width, height).bit_length() - 1), 4)
+    crop = '' if width == height else '--transform=center-crop '
+    raise UserError(f'{name} has {width}x{height} pixels; expected a square with a side that is a power of '
+                    f'two, 4 or larger. Give {crop}--resolution={side} to resize it.')
