@@ -19,17 +19,18 @@ DEFAULT_PSI = 0.5                    # The official one.
 
 def generate_images(
     submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
-    network_pkl: str,                           # Pickle with the generator.
+    network_pkl: str,                           # Pickle with the generator: path, address or alias.
     seeds: Sequence[int],                       # One picture each.
     truncation_psi: float = DEFAULT_PSI,                # Truncation trick.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
     batch_size: int = 8,                        # Pictures at a time.
     output_grid: str | None = None,             # PNG file for a sheet of all; '' = grid.png of the run.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
 ) -> None:
     """Writes seed%04d.png for each seed to the run directory."""
     del submit_config
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     from training import misc, sampling
     images = sampling.generate(network, seeds, truncation_psi, label, batch_size)
     sheet = []
@@ -44,7 +45,7 @@ def generate_images(
 
 def style_mixing_example(
     submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
-    network_pkl: str,                           # Pickle with the generator.
+    network_pkl: str,                           # Pickle with the generator: path, address or alias.
     row_seeds: Sequence[int],                   # Sources of the rows: of all layers but col_styles.
     col_seeds: Sequence[int],                   # Sources of the columns: of the layers col_styles.
     col_styles: Sequence[int],                  # Layers of w to take from the column.
@@ -52,10 +53,11 @@ def style_mixing_example(
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
     batch_size: int = 8,                        # Pictures at a time.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
 ) -> None:
     """Writes <row>-<col>.png for each pair, <seed>-<seed>.png (unmixed) and grid.png to the run directory."""
     del submit_config
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     import numpy as np
 
     from training import misc, sampling
@@ -85,7 +87,7 @@ def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> 
         sampling.check_generator(network)
         return network, sampling.class_label(network, class_idx)
     except UserError as error:
-        raise UserError(f'{network_pkl}: {error}') from None
+        raise UserError(f'{pretrained_networks.shown(network_pkl)}: {error}') from None
 
 
 # What the commands do before there is a run directory: everything that may turn out to be a mistake.
@@ -129,8 +131,11 @@ def _style_mixing_command(network: str, col_styles: list[int], result_dir: str, 
 
 def _submit(func: Any, name: str, result_dir: str, network: str, **kwargs: Any) -> None:
     config = dnnlib.SubmitConfig(run_dir_root=result_dir, run_desc=name)
-    if not dnnlib.util.is_remote_path(network):
-        network = os.path.abspath(network)  # For the records of the run.
+    import pretrained_networks
+    if pretrained_networks.is_address(network):
+        kwargs['network_file'] = os.path.abspath(pretrained_networks.local_file(network, verbose=False))
+    elif not dnnlib.util.is_remote_path(network):
+        network = os.path.abspath(os.path.expanduser(network))  # For the records of the run.
     dnnlib.submit_run(config, func, network_pkl=network, **kwargs)
 
 
@@ -172,6 +177,7 @@ def make_parser() -> flags.Parser:
     parser = flags.Parser('Draws pictures with a trained generator.', examples=[
         '%(prog)s generate-images --network=network-final.pkl --seeds=0-15 --truncation-psi=0.7',
         '%(prog)s style-mixing-example --network=network-final.pkl --row-seeds=0-3 --col-seeds=4-9',
+        '%(prog)s generate-images --network=gdrive:networks/stylegan2-ffhq-config-f.pkl --seeds=6600-6625',
         '%(prog)s generate-images --help',
     ])
     images = parser.add_command(
@@ -192,7 +198,8 @@ def make_parser() -> flags.Parser:
             '    --row-seeds=85,100,75,458,1500 --col-seeds=55,821,1789,293 --col-styles=0-6',
         ])
     for command in (images, mixing):
-        command.add_flag('network', _network_path, 'Network pickle', required=True)
+        command.add_flag('network', _network_path, 'Network pickle: a file, https://…, gs://… or '
+                         'gdrive:networks/… (python pretrained_networks.py list)', required=True)
         if command is images:
             command.add_flag('seeds', _seed_list, "Seeds, such as '1,2,3' or '1-3'", required=True)
         else:

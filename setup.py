@@ -35,6 +35,7 @@ setup(
             'stylegan-train=train:main',
             'stylegan-generate=run_generator:main',
             'stylegan-project=run_projector:main',
+            'stylegan-networks=pretrained_networks:main',
             'stylegan-dataset=dataset_tool:main',
             'stylegan-convert=convert:main',
         ],

@@ -1,4 +1,4 @@
-"""Small helpers for every module: EasyDict, Logger, atomic files, functions by name, times, cache paths.
+"""Small helpers for every module: EasyDict, Logger, files and addresses, functions by name, times.
 
 Imports nothing but the standard library; TensorFlow is loaded only when a path such as `gs://bucket/file`
 needs its file systems.
@@ -26,7 +26,8 @@ from .logger import Logger
 __all__ = [
     'EasyDict', 'Logger', 'UserError', 'atomic_write', 'call_func_by_name', 'did_you_mean', 'format_time',
     'format_time_brief', 'get_module_from_obj_name', 'get_obj_by_name', 'get_top_level_function_name',
-    'gfile', 'is_remote_path', 'is_top_level_function', 'is_url', 'make_cache_dir_path', 'set_cache_dir',
+    'gfile', 'is_remote_path', 'is_top_level_function', 'is_url', 'make_cache_dir_path', 'open_url',
+    'set_cache_dir',
 ]
 
 
@@ -244,6 +245,29 @@ def _platform_cache_dir() -> str:
     if sys.platform == 'darwin':
         return os.path.join(home, 'Library', 'Caches')
     return os.path.join(home, '.cache')
+
+
+def open_url(
+    url: str,                       # https://, http:// or file:// address, 'gs://...', or a local path.
+    cache_dir: str | None = None,   # Where downloads are kept; None: `downloads` in the cache directory.
+    num_attempts: int = 10,         # How often in a row the server may fail.
+    verbose: bool = True,           # Whether to print progress and failed attempts on stderr.
+    return_filename: bool = False,  # Whether to return the path of the file instead of the open file.
+    cache: bool = True,             # Whether to keep the download.
+    *,
+    sha256: str | None = None,      # What the file has to be; None: what it was when it was first downloaded.
+) -> Any:
+    """Opens a file by its address for reading, seekable and binary; downloads it unless it is in the cache.
+
+    A download goes on where the connection broke, also in another process, and takes place once if several
+    ask for it at a time. Files in the cache are compared with the sha256 that was recorded; those that were
+    put there by hand or by the official code (under its name, MD5 sum of the address + '_' + file name) are
+    taken as they are. A cache that cannot be written is replaced by the temporary directory.
+
+    Errors: UserError when the file cannot be had; OSError when a local one cannot be opened.
+    """
+    from . import download  # Not at the top: most programs do without, and it imports this module.
+    return download.open_url(url, cache_dir, num_attempts, verbose, return_filename, cache, sha256)
 
 
 # Functions by name.

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ import pretrained_networks
 import run_generator
 from dnnlib import UserError, flags, tflib
 from dnnlib.tflib import legacy
-from tests import testutil
+from tests import http_testutil, testutil
 from training import sampling
 
 TINY = dict(resolution=16, fmap_base=64, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8,
@@ -269,13 +270,76 @@ class LoadTest(GeneratorTestCase):
         self.assertNotAllEqual(changed.get_var('dlatent_avg'), networks[2].get_var('dlatent_avg'))
 
     def test_mistakes(self):
-        for url in ['gdrive:networks/stylegan2-ffhq-config-f.pkl', 'https://example.com/network.pkl']:
-            with self.assertRaisesRegex(UserError, 'downloads are not supported yet'):
-                pretrained_networks.load_networks(url)
         with self.assertRaises(FileNotFoundError):
             pretrained_networks.load_network(os.path.join(self.dir, 'no.pkl'))
         with self.assertRaisesRegex(UserError, r'gs.pkl: expected a snapshot \(G, D, Gs\)'):
             pretrained_networks.load_networks(self.save('gs.pkl', tiny_network()))
+
+
+class DownloadTest(GeneratorTestCase):
+    """Networks by address, from a server on this machine."""
+
+    def serve(self, files):
+        server = http_testutil.start(self, files)
+        environment = unittest.mock.patch.dict(
+            os.environ, STYLEGAN_NETWORKS_URL=server.url, STYLEGAN_CACHE_DIR=os.path.join(self.dir, 'cache'),
+            STYLEGAN_CUSTOM_OPS='ref')
+        environment.start()
+        self.addCleanup(environment.stop)
+        return server
+
+    def records(self, run_dir):
+        with open(os.path.join(run_dir, 'submit_config.json')) as file:
+            return json.load(file)['run_func_kwargs']
+
+    def test_alias(self):
+        """The script, through a connection that breaks, draws what it draws with the local file."""
+        path = testutil.golden('training', 'stylegan2_f_init.pkl')
+        with open(path, 'rb') as file:
+            body = file.read()
+        name = 'stylegan2-ffhq-config-f.pkl'
+        server = self.serve({name: [http_testutil.Answer(body, cut=100_000), body]})
+        alias = f'gdrive:networks/{name}'
+        args = ['generate-images', '--seeds=5', '--truncation-psi=0.7']
+        result = self.run_script(*args, f'--network={alias}')
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"\ANote: NVIDIA's published networks are .*\nDownloading .*\n.*the "
+                                        r'connection ended after 100.0 kB.*\nResuming .*\nDownloaded .*\n\Z')
+        self.assertEqual(server.ranges(name), [None, 'bytes=100000-'])
+        run_dir = os.path.join(self.results, '00000-generate-images')
+        records = self.records(run_dir)
+        self.assertEqual(records['network_pkl'], alias)
+        self.assertRegex(records['network_file'], rf'{self.dir}/cache/downloads/[0-9a-f]{{32}}_{name}')
+        local_dir, _ = self.run_in_process(*args, f'--network={path}')
+        with PIL.Image.open(os.path.join(local_dir, 'seed0005.png')) as image:
+            expected = np.asarray(image)
+        self.assertGreater(expected.std(), 10)
+        self.assert_picture(os.path.join(run_dir, 'seed0005.png'), expected)
+        self.assertNotIn('network_file', self.records(local_dir))
+        _, stderr = self.run_in_process(*args, f'--network={alias}')
+        self.assertEqual((stderr, server.count(name)), ('', 2))
+
+    def test_style_mixing_by_address(self):
+        network = tiny_network()
+        with open(self.save('gs.pkl', network), 'rb') as file:
+            server = self.serve({'gs.pkl?key=secret': file.read()})
+        url = server.url + 'gs.pkl?key=secret'
+        args = ['style-mixing-example', f'--network={url}', '--row-seeds=0', '--col-seeds=1']
+        run_dir, stderr = self.run_in_process(*args, '--col-styles=4,5')
+        self.assertRegex(stderr, r'\ADownloading .*gs.pkl\?….*\nDownloaded ')
+        self.assert_picture(os.path.join(run_dir, '0-1.png'),
+                            official_mixes(network, [(0, 1)], [4, 5], 0.5)[0, 1])
+        with self.assertRaisesRegex(UserError, r'gs.pkl\?…: network Gs is unconditional'):
+            self.run_in_process(*args, '--class=1')
+
+    def test_what_is_no_network(self):
+        server = self.serve({'a.pkl': b'not a pickle', 'b.pkl': http_testutil.Answer(b'', 404)})
+        args = ['generate-images', '--seeds=0']
+        with self.assertRaisesRegex(UserError, r'a.pkl: expected a network pickle.*\. Remove this file to'):
+            self.run_in_process(*args, f'--network={server.url}a.pkl')
+        with self.assertRaisesRegex(UserError, 'b.pkl: there is no such file on the server'):
+            self.run_in_process(*args, f'--network={server.url}b.pkl')
+        self.assertFalse(os.path.exists(self.results))
 
 
 class MistakesTest(GeneratorTestCase):
@@ -316,7 +380,10 @@ class MistakesTest(GeneratorTestCase):
         seeds = ['generate-images', f'--network={plain}']
         for message, args in [
             ('--network: .*no.pkl: No such file', ['generate-images', '--network=no.pkl', '--seeds=0']),
-            ('--network: .*downloads are not supported', ['generate-images', '--network=gdrive:a']),
+            ('--network: gdrive:networks/stylegan2-cat-config-e.pkl: there is no such published network; did '
+             "you mean '.*-cat-config-f.pkl'", ['generate-images',
+                                                '--network=gdrive:networks/stylegan2-cat-config-e.pkl']),
+            ('--network: htps://a/b.pkl.*did you mean', ['generate-images', '--network=htps://a/b.pkl?key=1']),
             ('--network: .*Is a directory', ['generate-images', '--network=.', '--seeds=0']),
             ('--network is required', ['generate-images', '--seeds=0']),
             ('--seeds is required', seeds),
