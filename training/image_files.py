@@ -151,30 +151,32 @@ def to_array(
     try:
         image.load()
         orientation = _orientation(image)
-        pixels = _eight_bits(image, name)   # [H, W, 2 or 4]: gray or RGB, with alpha.
+        pixels, alpha = _eight_bits(image, name)
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise anything on damaged files.
         raise UserError(f'{name} is damaged: {_one_line(error)}; replace or remove it.') from error
     if channels == 4:
-        pixels = pixels if pixels.shape[2] == 4 else pixels[:, :, [0, 0, 0, 1]]
+        alpha = np.full_like(pixels[:, :, :1], 255) if alpha is None else alpha
+        pixels = np.concatenate([_set_channels(pixels, 3), alpha], axis=2)
     else:
-        pixels = _composite(pixels, name, background)
+        if alpha is not None and alpha.min() < 255:
+            pixels = _composite(pixels, alpha, name, background)
         if channels is None:
             channels = 1 if gray and pixels.shape[2] == 1 else 3
         pixels = _set_channels(pixels, channels)
     return np.ascontiguousarray(_turn(pixels, orientation))
 
 
-def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W, 2] (gray, alpha) or [H, W, 4] (RGB, alpha)."""
+def _eight_bits(image: PIL.Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [H, W, 1 or 3], gray or RGB, and [H, W, 1], alpha, or None."""
     mode = image.mode
     if mode.startswith('I;16') or (mode == 'I' and image.format == 'PNG'):  # Older Pillow: I for 16-bit PNG.
         values = np.asarray(image).astype(np.uint32)
-        alpha = np.full(values.shape, 255, np.uint8)
+        alpha = None
         if isinstance(image.info.get('transparency'), int):
-            alpha[values == image.info['transparency']] = 0
-        return np.stack([((np.minimum(values, 65535) + 128) // 257).astype(np.uint8), alpha], axis=2)
+            alpha = np.where(values == image.info['transparency'], 0, 255).astype(np.uint8)[:, :, None]
+        return ((np.minimum(values, 65535) + 128) // 257).astype(np.uint8)[:, :, None], alpha
     if mode in ('I', 'F'):
         raise UserError(f'{name} has 32 bits per channel (mode {mode}), of unknown range; expected 8 or 16. '
                         'Convert it to 8 bits.')
@@ -185,18 +187,16 @@ def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
         image = image.convert(mode.upper())
     if has_alpha(image):
         image = image.convert('LA' if mode in _GRAY_MODES else 'RGBA')
-        return np.asarray(image)
+        pixels = np.asarray(image)
+        return pixels[:, :, :-1], pixels[:, :, -1:]
     pixels = np.asarray(image.convert('L' if mode in _GRAY_MODES else 'RGB'))
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], 255)], axis=2)
+    return pixels.reshape(*pixels.shape[:2], -1), None
 
 
-def _composite(pixels: np.ndarray, name: str, background: tuple[int, int, int] | None) -> np.ndarray:
-    """[H, W, 2 or 4] with alpha → [H, W, 1 or 3]."""
-    alpha = pixels[:, :, -1:].astype(np.int32)
-    pixels = pixels[:, :, :-1]
-    if alpha.min() == 255:
-        return pixels
+def _composite(
+    pixels: np.ndarray, alpha: np.ndarray, name: str, background: tuple[int, int, int] | None,
+) -> np.ndarray:
+    """[H, W, 1 or 3] on the background; [H, W, 3] if that is no gray."""
     if background is None:
         raise UserError(f'{name} has transparent pixels; expected an opaque image. Give the colour behind '
                         'them, --background=255,255,255 for white, or keep them with --channels=4.')
@@ -204,6 +204,7 @@ def _composite(pixels: np.ndarray, name: str, background: tuple[int, int, int] |
         colour = np.array(background, np.int32)
     else:
         colour = np.array(background[:1], np.int32)
+    alpha = alpha.astype(np.int32)
     return ((pixels * alpha + colour * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
@@ -267,7 +268,7 @@ def load_image(
     name = name or (source if isinstance(source, str) else 'the image')
     with open_image(source, name) as image:
         pixels = to_array(image, name, options.channels, options.background)
-    return transform_image(pixels, name, options)
+    return np.require(transform_image(pixels, name, options), requirements='CW')    # Pillow's are read-only.
 
 
 def transform_image(pixels: np.ndarray, name: str, options: ImageOptions) -> np.ndarray:
