@@ -96,8 +96,8 @@ def forward_flops(network: Any) -> int:
     """
     total = 0
     for name, shape, params in network.list_layers():
-        for key, var in params.items():
-            local = key.rpartition('/')[2]
+        for var in params:
+            local = var.name.rpartition('/')[2].removesuffix(':0')
             if local not in ('weight', 'mod_weight'):
                 continue
             pixels = 1

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dnnlib import tflib
 from dnnlib.tflib import tfutil
 from dnnlib.util import UserError
 from tests import testutil
@@ -126,13 +127,61 @@ class EvaluationTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, 'init_tf'):
             tfutil.create_session()
 
+    def test_what_needs_a_graph_names_its_replacement(self):
+        with self.assertRaisesRegex(UserError, r'training\.optimizer\.Optimizer.*GradientTape'):
+            tfutil.Optimizer(name='TrainG', learning_rate=0.002)
+        with self.assertRaisesRegex(UserError, 'custom_ops'):
+            tfutil.get_plugin('fused_bias_act.cu')
+        with self.assertRaisesRegex(UserError, 'expected variables'):
+            tfutil.set_vars({'lod': 1})
+
+    def test_updates_happen_when_they_are_run(self):
+        var = keras.Variable(0.0)
+        update = tfutil.Update(lambda: var.assign_add(1), 'count')
+        self.assertEqual(tfutil.run([update, 'x']), [None, 'x'])
+        update()
+        self.assertEqual(var.numpy(), 2)
+
+    def test_values_are_not_windows(self):
+        var = tf.Variable([1.0, 2.0])
+        value = tfutil.run(var)
+        value[:] = 7
+        self.assertAllEqual(var, [1, 2])
+        self.assertEqual(tfutil.run(tf.constant('text')), b'text')
+
+    def test_variables_swap_their_values(self):
+        a, b = tf.Variable([1.0]), tf.Variable([2.0])
+        tfutil.set_vars([(a, b), (b, a)])
+        self.assertEqual(tfutil.run((a, b)), (2, 1))
+
+    def test_scopes(self):
+        names = []
+
+        def trace():
+            with tf.name_scope('outer'), tfutil.absolute_name_scope('Loss'):
+                names.append(tf.identity(1, name='x').name)
+                with tfutil.absolute_variable_scope('G', reuse=True):
+                    names.append(tf.identity(1, name='x').name)
+        tf.function(trace, autograph=False).get_concrete_function()
+        self.assertEqual(names, ['Loss/x:0', 'G/x:0'])
+        self.assertAllEqual(tfutil.create_var_with_large_initial_value(np.arange(3), name='v'), [0, 1, 2])
+
+    def test_the_names_of_progan(self):
+        import tfutil as old
+        self.assertIs(old.Network, tflib.Network)
+        self.assertIs(old.autosummary, tflib.autosummary.autosummary)
+        self.assertIsNone(old.init_uninited_vars())
+        self.assertEqual(old.call_func_by_name(3, func='dnnlib.util.format_time'), '3s')
+        self.assertIs(old.import_obj('dnnlib.util.UserError'), UserError)
+        self.assertLess(set(tfutil.__all__), set(vars(old)))
+
     def test_star_import_brings_the_helpers_only(self):
         names = {}
         exec('from dnnlib.tflib.tfutil import *', names)
         self.assertEqual(set(names) - {'__builtins__'}, set(tfutil.__all__))
         defined = {name for name, value in vars(tfutil).items()
                    if getattr(value, '__module__', None) == tfutil.__name__ and not name.startswith('_')}
-        self.assertEqual(defined | {'TfExpression'}, set(tfutil.__all__))
+        self.assertEqual(defined | {'TfExpression', 'TfExpressionEx'}, set(tfutil.__all__))
 
     def test_set_vars(self):
         a, b, c = tf.Variable([1.0, 2.0]), keras.Variable(np.zeros([2, 2])), tf.Variable(0.0)

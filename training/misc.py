@@ -1,15 +1,21 @@
-"""Images on their way to a file: dynamic range, grids, PNG, and which real images the snapshot grid shows."""
+"""Images on their way to a file: dynamic range, grids, PNG, and which real images the snapshot grid shows;
+network pickles under the names that small official scripts call.
+"""
 
+import glob
 import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import PIL.Image
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, open_url
+
+if TYPE_CHECKING:
+    from dnnlib.tflib import Network
 
 _PIL_CHANNELS = (1, 3, 4)  # Gray, RGB, RGBA.
 _PIL_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
@@ -36,6 +42,83 @@ class GridSource(Protocol):
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [N, H, W, C] and labels [N, label_size]."""
+
+
+def open_file_or_url(file_or_url: str | os.PathLike) -> IO[bytes]:
+    """Opens a local file, 'gs://…' or an https address (kept in the cache) for reading."""
+    path = os.fspath(file_or_url)
+    if path.startswith('gdrive:'):
+        import pretrained_networks
+        path = pretrained_networks.get_path_or_url(path)
+    return open_url(path)
+
+
+def load_pkl(file_or_url: str | os.PathLike) -> Any:
+    """What a pickle holds, networks as `tflib.Network`; nothing in it is executed.
+
+    Args:
+        file_or_url: Path, or address as in `open_file_or_url`.
+
+    Raises: UserError for anything but networks, arrays and plain values; OSError when it cannot be opened.
+    """
+    from dnnlib.tflib import legacy, network
+    with open_file_or_url(file_or_url) as file:
+        return network.networks_of(legacy.load_pkl(file))
+
+
+def save_pkl(obj: Any, filename: str | os.PathLike) -> None:
+    """Writes networks, arrays and plain values, or tuples, lists and dicts of them, for `load_pkl`.
+
+    Networks have the official form. The file appears under its name only when it is whole.
+    """
+    from dnnlib.tflib import legacy, network
+    legacy.save_pkl(network.states_of(obj), filename)
+
+
+def list_network_pkls(run_dir: str | os.PathLike, include_final: bool = True) -> list[str]:
+    """Paths of the network pickles in a run directory, in the order in which they were written."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(os.fspath(run_dir)), 'network-*.pkl')))
+    final = [path for path in paths if os.path.basename(path) == 'network-final.pkl']
+    return [path for path in paths if path not in final] + (final if include_final else [])
+
+
+def locate_network_pkl(run_dir_or_pkl: str | os.PathLike, snapshot: int | str | None = None) -> str:
+    """The network pickle of a run directory.
+
+    Args:
+        run_dir_or_pkl: Run directory; the path of a pickle is returned as it is.
+        snapshot: Progress in kimg; None = the latest, network-final.pkl if it is there.
+
+    Raises: UserError where there is none.
+    """
+    path = os.fspath(run_dir_or_pkl)
+    if snapshot is None and not os.path.isdir(path):
+        return path
+    found = list_network_pkls(path)
+    if snapshot is not None:
+        found = [pkl for pkl in found if re.search(rf'-0*{int(snapshot)}\.pkl$', pkl)]
+    if not found:
+        which = '' if snapshot is None else f' of {snapshot} kimg'
+        raise UserError(f'{path}: expected a directory with a network pickle{which}, found none')
+    return found[-1]
+
+
+def load_network_pkl(run_dir_or_pkl: str | os.PathLike, snapshot: int | str | None = None) -> Any:
+    """`load_pkl` of `locate_network_pkl`: usually (G, D, Gs)."""
+    return load_pkl(locate_network_pkl(run_dir_or_pkl, snapshot))
+
+
+def random_latents(num_latents: int, G: 'Network', random_state: np.random.RandomState | None = None,
+                   ) -> np.ndarray:
+    """Normal latents for a generator: float32 [num_latents, latent_size]."""
+    draw = (random_state or np.random).randn
+    return draw(num_latents, *G.input_shape[1:]).astype(np.float32)
+
+
+def apply_mirror_augment(minibatch: np.ndarray) -> np.ndarray:
+    """Mirrors each image [N, C, H, W] from left to right, or not, with equal probability; a copy."""
+    mask = np.random.rand(len(minibatch)) < 0.5
+    return np.where(mask[:, np.newaxis, np.newaxis, np.newaxis], minibatch[..., ::-1], minibatch)
 
 
 def adjust_dynamic_range(data: Any, drange_in: Sequence[float], drange_out: Sequence[float]) -> Any:

@@ -1,33 +1,52 @@
 """`Network`: the official face of a network. NumPy in and out, NCHW, official names; Keras layers inside."""
 
-import importlib
-import sys
-from collections.abc import Callable, Hashable, Iterable
+import copy
+import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from dnnlib.tflib.legacy import STATE_KEYS, NetworkState, check_supported
-from dnnlib.util import EasyDict, UserError, get_obj_by_name
+from dnnlib.tflib import legacy, network_report, network_run
+from dnnlib.tflib.legacy import STATE_KEYS, NetworkState
+from dnnlib.tflib.network_loading import (
+    build_layer,
+    check_state,
+    find_function,
+    find_network_class,
+    initial_values,
+    layer_name,
+)
+from dnnlib.tflib.network_variables import (
+    NetworkVariable,
+    assign_values,
+    check_values,
+    moving_average,
+    named_views,
+)
+from dnnlib.tflib.tfutil import Update
+from dnnlib.util import EasyDict, UserError, did_you_mean
 
-# Modules to look in for the function name of a pickle, by state version. StyleGAN's program can train the
-# networks of ProGAN, and StyleGAN2's config A keeps those of StyleGAN.
-_MODULES = {
-    2: ['training.networks_progan'],
-    3: ['training.networks_stylegan', 'training.networks_progan'],
-    4: ['training.networks_stylegan2', 'training.networks_stylegan'],
-}
+__all__ = ['Network', 'find_network_class', 'networks_of', 'states_of']
 
 # State versions that networks made here are written with; 4 where the module is not named here.
 _VERSIONS = {'training.networks_progan': 2, 'training.networks_stylegan': 3}
 # What a pickle of ProGAN's own program has different.
 _PROGAN_FORM = dict(class_name='tfutil.Network',
                     key_order=tuple(key for key in STATE_KEYS if key != 'components'))
+# What only a graph and a session can have, and what to do instead.
+_GONE = {
+    'input_templates': 'call get_output_for(tensors); input_names and input_shapes describe the inputs',
+    'output_templates': 'call get_output_for(tensors); output_names and output_shapes describe the outputs',
+    'static_kwargs_template': 'read static_kwargs',
+}
 
-MAX_FUNCTIONS = 64      # Traced functions that a network keeps; each set of arguments of `run` makes one.
+
+class _GoneError(UserError, AttributeError):
+    """So that hasattr and getattr with a default work for what is gone."""
 
 
 class Network:
@@ -39,98 +58,356 @@ class Network:
         static_kwargs: Keyword arguments of the class.
 
     Attributes:
-        layer: the Keras layer that does the work (NHWC).
+        layer: the Keras layer that does the work (NHWC). That of a pickle is built when it is needed first.
         static_kwargs, components: as in an official pickle; components are Networks that share their layers.
         input_names, input_shapes, output_names, output_shapes: official ones, NCHW, None = batch.
-        vars, own_vars, trainables: {official name: keras.Variable}.
+        vars, own_vars, trainables, own_trainables: {official name: NetworkVariable}.
         version: state version that it is written with: that of its generation, or of the pickle it came from.
     """
 
     def __init__(self, name: str | None = None, func_name: Any = None, *, layer: Any = None, **static_kwargs):
         if layer is None:
-            build = get_obj_by_name(func_name) if isinstance(func_name, str) else func_name
-            if build is None:
-                raise UserError('Network expects func_name, for example '
-                                "'training.networks_stylegan2.G_main'. Received: None")
-            from training.layers import NetworkLayer
-            if not (isinstance(build, type) and issubclass(build, NetworkLayer)):
-                raise UserError(f'Network expects the name or class of a network. Received: {func_name!r}')
-            layer = build(name=_layer_name(name or build.__name__), **static_kwargs)
-        self.layer = layer
-        self.name = name or layer.name
-        self.func_name = f'{type(layer).__module__}.{type(layer).__name__}'
-        self.static_kwargs = EasyDict(layer.static_kwargs)
-        self.components = EasyDict({key: Network(component.name, layer=component)
-                                    for key, component in layer.components.items()})
-        self.input_names, self.input_shapes = list(layer.input_names), list(layer.input_shapes)
-        self.output_names, self.output_shapes = list(layer.output_names), list(layer.output_shapes)
-        self.num_inputs, self.num_outputs = len(self.input_names), len(self.output_names)
-        self.input_shape, self.output_shape = self.input_shapes[0], self.output_shapes[0]
-        self.version = _VERSIONS.get(type(layer).__module__, 4)
-        self._functions: dict = {}
+            build = find_function(func_name)
+            layer = build(name=layer_name(name or build.__name__), **static_kwargs)
+        components = {key: Network(component.name, layer=component)
+                      for key, component in layer.components.items()}
+        self._set_up(name or layer.name, EasyDict(layer.static_kwargs), components,
+                     version=_VERSIONS.get(type(layer).__module__, 4))
+        self._form = dict(_PROGAN_FORM) if self.version == 2 else {}
+        self._attach(layer)
+
+    def _set_up(self, name: str, static_kwargs: dict, components: dict, version: int) -> None:
+        self.name, self.static_kwargs, self.version = name, static_kwargs, version
+        self._layer = self._pending = self._parent = None
+        self._form: dict = {}       # What else stood in its pickle, and in which order.
+        self._functions = network_run.Functions()
+        self._views: dict[str, NetworkVariable] | None = None
+        self._lock = threading.RLock()
+        self.components = EasyDict(components)
+        for component in self.components.values():
+            component._parent = self
+
+    # Pickles.
+
+    @classmethod
+    def from_state(cls, state: NetworkState, lazy: bool = False) -> 'Network':
+        """The network of an official pickle.
+
+        Args:
+            state: What `legacy.load_pkl` returns for a network.
+            lazy: Check names and versions only, build the layers when they are needed first.
+
+        Raises: UserError that lists what does not match (lazily: when it is needed first).
+        """
+        check_state(state)
+        network = cls.__new__(cls)
+        network._take_state(state, {key: cls.from_state(component, lazy=True)
+                                    for key, component in state.components.items()})
+        if not lazy:
+            network._build()
+        return network
+
+    def _take_state(self, state: NetworkState, components: dict[str, 'Network']) -> None:
+        self._set_up(state.name, EasyDict(state.static_kwargs), components, state.version)
+        # With the very strings of the pickle, what is written again is the same to the byte.
+        self._form = dict(class_name=state.class_name, key_order=state.key_order, extra=state.extra,
+                          names=[name for name, _ in state.variables], func=state.build_func_name)
+        self._pending = state
+
+    def _attach(self, layer: Any) -> None:
+        """Gives the network and its components their layers."""
+        for key, component in self.components.items():
+            component._attach(layer.components[key])
+        self._layer, self._pending = layer, None
+
+    def _build(self) -> None:
+        with self._lock:
+            if self._layer is None and self._parent is not None:
+                self._parent._build()
+            elif self._layer is None:
+                self._attach(build_layer(self._pending, self.name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.state().to_state()
+        if 'components' in state:
+            state['components'] = dict(self.components)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # What Python's own unpickler calls. Source text in the state stays text.
+        if not isinstance(state, dict):
+            raise UserError(f'the state of a pickled network should be a dict. Received: {type(state)}')
+        components = state.get('components') or {}
+        if not isinstance(components, dict):
+            raise UserError('the components of a pickled network should be a dict. '
+                            f'Received: {type(components)}')
+        components = dict(components)
+        for key, component in components.items():
+            if not isinstance(component, Network):
+                raise UserError(f'component {key!r:.60} of a pickled network is not a network')
+            # One that is in use elsewhere (copied, or part of two networks) stays what it is there.
+            if component._parent is not None or component._layer is not None:
+                components[key] = Network.from_state(component.state(), lazy=True)
+        if 'components' in state:
+            state = {**state, 'components': {key: net.state() for key, net in components.items()}}
+        loaded = NetworkState.from_state(state)
+        check_state(loaded)
+        self._take_state(loaded, components)
+        if self.version == 2:
+            self._form['class_name'] = _PROGAN_FORM['class_name']
+
+    def __copy__(self) -> 'Network':
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict) -> 'Network':
+        return self.clone()
+
+    def state(self) -> NetworkState:
+        """What an official pickle holds of this network."""
+        components = {key: component.state() for key, component in self.components.items()}
+        if self._layer is None:
+            variables, func = self._pending.variables, self._pending.build_func_name
+        else:
+            own, names = self.own_vars, self._form.get('names', ())
+            variables = [(name, _pickled(own[name])) for name in (names if set(names) == set(own) else own)]
+            func = type(self._layer).__name__
+            func = self._form['func'] if self._form.get('func') == func else func
+        form = {key: value for key, value in self._form.items() if key not in ('names', 'func')}
+        return NetworkState(name=self.name, build_func_name=func, static_kwargs=dict(self.static_kwargs),
+                            variables=list(variables), version=self.version, components=components, **form)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the network alone as an official pickle."""
+        legacy.save_pkl(self.state(), path)
+
+    @staticmethod
+    def load(path: str | os.PathLike, role: str = 'Gs') -> 'Network':
+        """The network of a pickle that holds it alone, or G, D or Gs of a snapshot."""
+        return Network.from_state(legacy.find_network(legacy.load_pkl(path), role))
+
+    # Description.
 
     @property
-    def vars(self) -> dict[str, keras.Variable]:
+    def layer(self) -> Any:
+        """The Keras layer."""
+        if self._layer is None:
+            self._build()
+        return self._layer
+
+    input_names = property(lambda self: list(self.layer.input_names))
+    input_shapes = property(lambda self: [list(shape) for shape in self.layer.input_shapes])
+    output_names = property(lambda self: list(self.layer.output_names))
+    output_shapes = property(lambda self: [list(shape) for shape in self.layer.output_shapes])
+    input_shape = property(lambda self: self.input_shapes[0])
+    output_shape = property(lambda self: self.output_shapes[0])
+    num_inputs = property(lambda self: len(self.layer.input_names))
+    num_outputs = property(lambda self: len(self.layer.output_names))
+
+    @property
+    def func_name(self) -> str:
+        """Full name of the class that does the work."""
+        func = type(self._layer) if self._layer is not None else find_network_class(
+            self._pending.build_func_name, self.version)
+        return f'{func.__module__}.{func.__name__}'
+
+    @property
+    def scope(self) -> str:
+        """What stands before the names of its variables, for example 'Gs/G_synthesis'."""
+        return self.name if self._parent is None else f'{self._parent.scope}/{self.name}'
+
+    def __repr__(self) -> str:
+        if self._layer is None:
+            return f'<Network {self.name!r}: {self.func_name}, not built yet>'
+        shapes = [', '.join(f'{name} {network_report.batch_shape(shape)}'
+                            for name, shape in zip(names, shapes, strict=True))
+                  for names, shapes in ((self.input_names, self.input_shapes),
+                                        (self.output_names, self.output_shapes))]
+        return f'<Network {self.name!r}: {self.func_name}, {" → ".join(shapes)}>'
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _GONE:
+            raise _GoneError(f'Network.{name} is not available, TensorFlow 2 has no graph of templates; '
+                             f'{_GONE[name]}')
+        hint = '' if name.startswith('_') else did_you_mean(name, dir(type(self)))
+        raise AttributeError(f'{type(self).__name__} has no {name!r}{hint}')
+
+    # Variables.
+
+    @property
+    def vars(self) -> dict[str, NetworkVariable]:
         """All variables, those of the components under 'component name/local name'."""
-        return self.layer.named_variables()
+        if self._views is None:
+            self.layer                      # noqa: B018  The names of the variables are those of the root.
+            if self._parent is not None:
+                self._parent.vars           # noqa: B018
+            self._views = named_views(self.layer, self.scope)
+        return EasyDict(self._views)
 
     @property
-    def own_vars(self) -> dict[str, keras.Variable]:
+    def own_vars(self) -> dict[str, NetworkVariable]:
         """The variables that are in no component."""
         prefixes = tuple(f'{component.name}/' for component in self.layer.components.values())
-        return {name: value for name, value in self.vars.items()
-                if not prefixes or not name.startswith(prefixes)}
+        return EasyDict({name: value for name, value in self.vars.items()
+                         if not prefixes or not name.startswith(prefixes)})
 
     @property
-    def trainables(self) -> dict[str, keras.Variable]:
+    def trainables(self) -> dict[str, NetworkVariable]:
         """The trainable variables among vars."""
-        return self.layer.named_trainables()
+        return EasyDict({name: var for name, var in self.vars.items() if var.trainable})
 
-    def find_var(self, name: str) -> keras.Variable:
-        """The variable of that official name; UserError where there is none."""
-        if name not in self.vars:
-            raise UserError(f'network {self.name} has no variable {name!r}; print_layers() lists the layers')
-        return self.vars[name]
+    @property
+    def own_trainables(self) -> dict[str, NetworkVariable]:
+        """The trainable variables among own_vars."""
+        return EasyDict({name: var for name, var in self.own_vars.items() if var.trainable})
 
-    def get_var(self, name: str) -> np.ndarray:
+    @property
+    def var_global_to_local(self) -> dict[str, str]:
+        """{'Gs/G_synthesis/noise0': 'G_synthesis/noise0', …}."""
+        return EasyDict({f'{self.scope}/{name}': name for name in self.vars})
+
+    def get_var_local_name(self, var_or_global_name: Any) -> str:
+        """Name of a variable, given as such or by its global name, within this network."""
+        name = getattr(var_or_global_name, 'name', var_or_global_name)
+        local = self.var_global_to_local.get(str(name).partition(':')[0])
+        if local is None:
+            raise UserError(f'network {self.name} has no variable of the global name {str(name)!r:.80}')
+        return local
+
+    def find_var(self, var_or_local_name: str | keras.Variable) -> NetworkVariable:
+        """The variable of that official name; a variable is returned as it is."""
+        if not isinstance(var_or_local_name, str):
+            return var_or_local_name
+        variables = self.vars
+        if var_or_local_name not in variables:
+            raise UserError(f'network {self.name} has no variable {var_or_local_name!r:.80}'
+                            f'{did_you_mean(var_or_local_name, variables)}'
+                            '; print_layers() lists the layers')
+        return variables[var_or_local_name]
+
+    def get_var(self, var_or_local_name: str | keras.Variable) -> np.ndarray:
         """Value of a variable."""
-        return self.find_var(name).numpy().copy()
+        return self.find_var(var_or_local_name).numpy().copy()
 
-    def set_var(self, name: str, value: Any) -> None:
-        """Gives a variable a new value of the same shape."""
-        self.set_vars({name: value})
+    def set_var(self, var_or_local_name: str | keras.Variable, new_value: Any) -> None:
+        """Gives a variable a new value (array, tensor, variable or number) of the same shape."""
+        if isinstance(var_or_local_name, str):
+            self.set_vars({var_or_local_name: new_value})
+        else:
+            check_values({'it': var_or_local_name}, {'it': new_value}, f'variable {var_or_local_name.name}',
+                         complete=True)
+            assign_values({'it': var_or_local_name}, {'it': new_value})
 
     def set_vars(self, values: dict[str, Any]) -> None:
         """Gives several variables new values. Nothing changes unless all names and shapes fit."""
         own = self.vars
-        wrong = [f'{name}: not in {self.name}' if name not in own else
-                 f'{name}: expected {tuple(own[name].shape)}, received {np.shape(value)}'
-                 for name, value in values.items()
-                 if name not in own or tuple(own[name].shape) != np.shape(value)]
-        if wrong:
-            raise UserError(f'{len(wrong)} variables do not fit network {self.name}: {_shorten(wrong)}')
-        for name, value in values.items():
-            own[name].assign(np.asarray(value))
+        check_values(own, values, f'network {self.name}', complete=False)
+        assign_values(own, values)
 
-    def copy_vars_from(self, other: 'Network') -> None:
+    def load_state(self, state: NetworkState) -> None:
+        """Copies all variables of a pickled network of the same structure; nothing changes unless all fit."""
+        values = state.all_variables()
+        check_values(self.vars, values, f'network {self.name} ({self.func_name})', complete=True)
+        self.set_vars(values)
+
+    def copy_vars_from(self, src_net: 'Network') -> None:
         """Copies every variable that both networks have."""
-        own = self.vars
-        self.set_vars({name: value for name, value in other.vars.items() if name in own})
+        self._copy(self.vars, src_net)
+
+    def copy_own_vars_from(self, src_net: 'Network') -> None:
+        """Copies every own variable that both networks have."""
+        self._copy(self.own_vars, src_net)
+
+    def copy_trainables_from(self, src_net: 'Network') -> None:
+        """Copies every trainable variable that both networks have."""
+        self._copy(self.trainables, src_net)
+
+    def _copy(self, targets: dict[str, NetworkVariable], src_net: 'Network') -> None:
+        sources = src_net.vars
+        self.set_vars({name: sources[name] for name in targets if name in sources})
+
+    def reset_vars(self) -> None:
+        """Gives all variables new initial values."""
+        self.set_vars(initial_values(self.layer))
+
+    def reset_own_vars(self) -> None:
+        """Gives the own variables new initial values."""
+        values, own = initial_values(self.layer), self.own_vars
+        self.set_vars({name: value for name, value in values.items() if name in own})
+
+    def reset_trainables(self) -> None:
+        """Gives the trainable variables new initial values."""
+        values, trainables = initial_values(self.layer), self.trainables
+        self.set_vars({name: value for name, value in values.items() if name in trainables})
+
+    # Other networks.
 
     def clone(self, name: str | None = None, **new_static_kwargs) -> 'Network':
-        """A network of its own with the same arguments and values; arguments can be changed."""
-        other = Network(name or self.name, type(self.layer), **{**self.static_kwargs, **new_static_kwargs})
-        other.copy_vars_from(self)
-        other._take_versions(self)
+        """A network of its own with the same arguments and values; arguments can be changed.
+
+        Variables that only the new network has keep their initial values.
+        """
+        other = self._variant(type(self.layer), name, new_static_kwargs)
+        other._take_form(self)
         return other
 
-    def get_output_for(self, *inputs: tf.Tensor, **dynamic_kwargs) -> Any:
-        """Output tensors for input tensors, NCHW. Differentiable."""
-        if len(inputs) > self.num_inputs:
-            raise UserError(f'network {self.name} has {self.num_inputs} inputs: '
-                            f'{", ".join(self.input_names)}. Received: {len(inputs)}')
-        outputs = self.layer(*[_transpose(x, [0, 2, 3, 1]) for x in inputs], **dynamic_kwargs)
-        return tf.nest.map_structure(lambda x: _transpose(x, [0, 3, 1, 2]), outputs)
+    def _variant(self, func: type, name: str | None, new_static_kwargs: dict) -> 'Network':
+        static_kwargs = copy.deepcopy({**self.static_kwargs, **new_static_kwargs})
+        name = name or self.name
+        # Arguments of a pickle may be called like ours.
+        other = Network(name, layer=func(**{**static_kwargs, 'name': layer_name(name)}))
+        other.static_kwargs = EasyDict(static_kwargs)
+        other.copy_vars_from(self)
+        return other
+
+    def convert(self, new_func_name: Any = None, new_name: str | None = None,
+                **new_static_kwargs) -> 'Network':
+        """A network of another function, or with other arguments, that takes over the variables both have.
+
+        Args:
+            new_func_name: As func_name of the constructor. None = the same function.
+            new_name: Its name. None = the same.
+            new_static_kwargs: Arguments beside the present ones.
+
+        Raises: UserError where variables of one name have different shapes.
+        """
+        func = type(self.layer) if new_func_name is None else find_function(new_func_name)
+        return self._variant(func, new_name, new_static_kwargs)
+
+    def _take_form(self, other: 'Network') -> None:
+        """A network is written with the version and form that it was read with, its components too."""
+        self.version, self._form = other.version, dict(other._form)
+        for key, component in self.components.items():
+            if key in other.components:
+                component._take_form(other.components[key])
+
+    def setup_as_moving_average_of(self, src_net: 'Network', beta: Any = 0.99,
+                                   beta_nontrainable: Any = 0.0) -> Update:
+        """An update that moves this network towards another one: var ← lerp(src, var, beta).
+
+        Args:
+            src_net: Network with variables of the same names; others stay as they are.
+            beta: Of the trainable variables: a number, or a tensor or variable that is read at each update.
+            beta_nontrainable: Of the others; 0 = copies.
+
+        Returns: the update. `update()` and `tflib.run(update)` do it once.
+        """
+        update = moving_average(self.vars, src_net.vars, beta, beta_nontrainable)
+        return Update(update, f'{self.name}: moving average of {src_net.name}')
+
+    # Evaluation.
+
+    def get_output_for(self, *in_expr: Any, return_as_list: bool = False, **dynamic_kwargs) -> Any:
+        """Output tensors for input tensors, NCHW. Differentiable.
+
+        Args:
+            in_expr: Tensors, variables or arrays; None = no labels.
+            return_as_list: Return a list even of a single output?
+            dynamic_kwargs: Arguments of the network for this call.
+        """
+        network_run.check_count(self, in_expr)
+        network_run.check_dynamic(self, dynamic_kwargs)
+        outputs = network_run.evaluate(self.layer, in_expr, dynamic_kwargs)
+        return list(tf.nest.flatten(outputs)) if return_as_list else outputs
 
     def run(
         self,
@@ -142,231 +419,85 @@ class Network:
         minibatch_size: int | None = None,      # Samples at a time. None = all at once.
         num_gpus: int = 1,                      # Accepted for compatibility.
         assume_frozen: bool = False,            # Accepted for compatibility.
+        out_mul: float = 1,                     # ProGAN's way to transform outputs: factor,
+        out_add: float = 0,                     # summand,
+        out_shrink: int = 1,                    # width of the boxes of pixels to average,
+        out_dtype: Any = None,                  # type to round and convert to.
         **dynamic_kwargs,                       # Arguments of the network for this call.
     ) -> Any:
-        """Runs the network on NumPy arrays, minibatch by minibatch, and returns NumPy arrays."""
+        """Runs the network on NumPy arrays, minibatch by minibatch, and returns NumPy arrays.
+
+        One traced function serves every size of the minibatch and every truncation_psi.
+        """
         del num_gpus, assume_frozen
-        arrays = self._check_inputs(in_arrays)
-        num_items = arrays[0].shape[0]
-        size = min(minibatch_size or num_items, num_items) or 1
-        function = self._function(input_transform, output_transform, dynamic_kwargs, self.layer.stage())
-        results = []
-        with tqdm(total=num_items, unit='img', disable=not print_progress, file=sys.stdout) as progress:
-            for begin in range(0, max(num_items, 1), size):
-                parts = [array[begin:begin + size] for array in arrays]
-                count = len(parts[0])
-                # The last minibatch is filled up, so that one traced function serves all.
-                padded = [np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-                          if 0 < count < size else part for part in parts]
-                outputs = function(*[tf.constant(part) for part in padded])
-                results.append([np.asarray(output)[:count] for output in tf.nest.flatten(outputs)])
-                progress.update(count)
-        merged = [np.concatenate(group) for group in zip(*results, strict=True)]
-        return merged if return_as_list or len(merged) > 1 else merged[0]
+        network_run.check_dynamic(self, dynamic_kwargs)
+        transforms = [network_run.as_function(input_transform, 'input_transform'),
+                      network_run.scaling(out_mul, out_add, out_shrink, out_dtype),
+                      network_run.as_function(output_transform, 'output_transform')]
+        results = network_run.run(self, self._functions, in_arrays, transforms, minibatch_size,
+                                  print_progress, dynamic_kwargs)
+        if return_as_list:
+            return results
+        return results[0] if len(results) == 1 else tuple(results)
 
-    def _check_inputs(self, in_arrays) -> list[np.ndarray]:
-        """The inputs as arrays; those left out or None become zeros (labels of an unconditional network)."""
-        if len(in_arrays) > self.num_inputs or not in_arrays or in_arrays[0] is None:
-            raise UserError(f'network {self.name} has {self.num_inputs} inputs, the first is needed: '
-                            f'{", ".join(self.input_names)}. Received: {len(in_arrays)}')
-        num_items = len(in_arrays[0])
-        dtype = self.layer.compute_dtype
-        arrays = []
-        for index, (name, shape) in enumerate(zip(self.input_names, self.input_shapes, strict=True)):
-            array = in_arrays[index] if index < len(in_arrays) else None
-            array = np.zeros([num_items, *shape[1:]], dtype) if array is None else np.asarray(array)
-            expected = [num_items, *shape[1:]]
-            fits = array.ndim == len(shape) and all(
-                size in (None, given) for size, given in zip(expected, array.shape, strict=True))
-            if not fits or array.dtype.kind not in 'biuf':
-                raise UserError(f'network {self.name}: {name} should be numbers of shape '
-                                f'{_batch_shape(expected)}. Received: {array.dtype} {array.shape}')
-            array = array.astype(dtype, copy=False)
-            arrays.append(array)
-        return arrays
+    # Reports.
 
-    def _function(self, input_transform, output_transform, dynamic_kwargs, stage) -> Callable:
-        """The traced function for these arguments; the same arguments give the same one."""
-        key = (stage, _freeze((input_transform, output_transform, dynamic_kwargs)))
-        if key not in self._functions:
-            from training.context import Context
+    def list_layers(self) -> list[tuple[str, 'network_report.LayerOutput', list[NetworkVariable]]]:
+        """[(layer name, its output with name, shape (NCHW) and dtype, its trainable variables)] in order."""
+        return network_report.list_layers(self)
 
-            def evaluate(*inputs):
-                inputs = _apply_transform(input_transform, inputs)
-                outputs = self.get_output_for(*inputs, **{'ctx': Context(stage=stage), **dynamic_kwargs})
-                return _apply_transform(output_transform, tf.nest.flatten(outputs))
-            if len(self._functions) >= MAX_FUNCTIONS:
-                self._functions.pop(next(iter(self._functions)))
-            self._functions[key] = tf.function(evaluate, autograph=False)
-        return self._functions[key]
-
-    def list_layers(self) -> list[tuple[str, tuple, dict[str, keras.Variable]]]:
-        """[(layer name, output shape NCHW, trainable variables of the layer)] in order of evaluation."""
-        if self.components:
-            return [(f'{component.name}/{name}', shape,
-                     {f'{component.name}/{key}': var for key, var in params.items()})
-                    for component in reversed(self.components.values())
-                    for name, shape, params in component.list_layers()]
-        # Networks are described with what runs them; dnnlib stands alone.
-        from training.context import Context
-        ctx = Context(keep_features=True)
-
-        def trace():
-            inputs = [tf.zeros(_nhwc_shape([4, *shape[1:]]), self.layer.compute_dtype)
-                      for shape in self.input_shapes]
-            self.layer(*inputs, ctx=ctx)
-
-        tf.function(trace, autograph=False).get_concrete_function()
-        trainables = self.trainables
-        layers, shown = [], set()
-        for name, value in ctx.features.items():
-            params = {key: var for key, var in trainables.items() if key.rpartition('/')[0] == name}
-            shown.update(params)
-            shape = [None, *value.shape[1:]]
-            layers.append((name, tuple(_nchw_shape(shape)), params))
-        for name in dict.fromkeys(key.rpartition('/')[0] for key in trainables if key not in shown):
-            params = {key: var for key, var in trainables.items() if key.rpartition('/')[0] == name}
-            layers.insert(0, (name, (), params))
-        return layers
+    def list_ops(self) -> list[tf.Operation]:
+        """The TensorFlow operations of one traced pass of the network."""
+        return network_report.list_ops(self)
 
     def print_layers(self, title: str | None = None, hide_layers_with_no_params: bool = False) -> None:
         """Prints a table of the layers: parameters, output shape, weight shape."""
-        rows = [[title or self.name, 'Params', 'OutputShape', 'WeightShape'], ['---'] * 4]
-        rows += [[name, '-', str(_batch_shape(shape)), '-']
-                 for name, shape in zip(self.input_names, self.input_shapes, strict=True)]
-        total = sum(int(np.prod(var.shape)) for var in self.trainables.values())
-        for name, shape, params in self.list_layers():
-            if params or not hide_layers_with_no_params:
-                weight = [var for key, var in params.items() if key.endswith('/weight')]
-                num_params = sum(int(np.prod(var.shape)) for var in params.values())
-                rows.append([name, str(num_params) if params else '-',
-                             str(_batch_shape(shape)) if shape else '-',
-                             str(tuple(weight[0].shape)) if weight else '-'])
-        rows += [['---'] * 4, ['Total', str(total), '', '']]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        print()
-        for row in rows:
-            cells = [cell + ' ' * (width - len(cell)) for cell, width in zip(row, widths, strict=True)]
-            print('  '.join(cells).rstrip())
-        print()
+        print(network_report.layer_table(self, title, hide_layers_with_no_params))
 
-    def state(self) -> NetworkState:
-        """What an official pickle holds of this network."""
-        variables = []
-        for name, var in self.own_vars.items():
-            value = var.numpy().astype(np.float32)
-            variables.append((name, np.float32(value) if value.ndim == 0 else value))
-        return NetworkState(name=self.name, build_func_name=type(self.layer).__name__,
-                            static_kwargs=dict(self.static_kwargs), variables=variables, version=self.version,
-                            components={key: component.state() for key, component in self.components.items()},
-                            **(_PROGAN_FORM if self.version == 2 else {}))
+    def setup_weight_histograms(self, title: str | None = None) -> Callable[..., None]:
+        """Makes a function that writes a histogram of every trainable variable to TensorBoard.
 
-    @classmethod
-    def from_state(cls, state: NetworkState) -> 'Network':
-        """The network of an official pickle; UserError that lists what does not match."""
-        check_supported(state)
-        _check_function_names(state)
-        network_class = find_network_class(state.build_func_name, state.version)
-        try:
-            layer = network_class(**{**state.static_kwargs, 'name': _layer_name(state.name)})
-        except UserError:
-            raise
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f'network {state.name!r:.60}: its arguments do not fit {state.build_func_name} '
-                            f'({str(error).splitlines()[0]})') from error
-        network = cls(state.name, layer=layer)
-        network.load_state(state)
-        network._take_versions(state)
-        return network
+        TensorFlow 2 has no collection of summaries that are written by themselves: call what is returned with
+        the autosummary.FileWriter (or a tf.summary writer) and the step, wherever histograms are wanted.
 
-    def _take_versions(self, other: 'Network | NetworkState') -> None:
-        """A network is written with the version that it was read with, its components too."""
-        self.version = other.version
-        for key, component in self.components.items():
-            if key in other.components:
-                component._take_versions(other.components[key])
-
-    def load_state(self, state: NetworkState) -> None:
-        """Copies all variables of a pickled network of the same structure; nothing changes unless all fit."""
-        values = state.all_variables()
-        missing = [name for name in self.vars if name not in values]
-        if missing:
-            raise UserError(f'the pickled network {state.name} ({state.build_func_name}) lacks '
-                            f'{len(missing)} variables of {self.name} ({type(self.layer).__name__}): '
-                            f'{_shorten(missing)}')
-        self.set_vars(values)
+        Args:
+            title: First part of their names. None = the name of the network.
+        """
+        return network_report.weight_histograms(self, title)
 
 
-def find_network_class(build_func_name: str, version: int = 4) -> type:
-    """The network class that a pickle of that state version calls by its function name.
-
-    The name comes from a file: nothing but a network class of the module of that generation is ever returned.
-    """
-    from training.layers import NetworkLayer
-    for module in _MODULES.get(version, []):
-        found = vars(importlib.import_module(module)).get(build_func_name)
-        if isinstance(found, type) and issubclass(found, NetworkLayer) and found.__module__ == module:
-            return found
-    raise UserError(f'network function {build_func_name!r:.60} of state version {version} is unknown; here '
-                    'are those of ProGAN (state version 2 or 3: G_paper, D_paper), StyleGAN (3 or 4: '
-                    'G_style, D_basic) and StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their '
-                    'components')
+def _pickled(var: keras.Variable) -> np.ndarray | np.float32:
+    value = var.numpy().astype(np.float32)
+    return np.float32(value) if value.ndim == 0 else value
 
 
-def _check_function_names(state: NetworkState) -> None:
-    """Refuses a pickle whose arguments would make us import or call anything but a network of ours."""
-    for key, value in state.static_kwargs.items():
-        if key.endswith('_func') and value is not None:
-            module, _, name = value.rpartition('.') if isinstance(value, str) else ('', '', '')
-            if not name.isidentifier() or module not in ('', *sum(_MODULES.values(), [])):
-                raise UserError(f'network {state.name!r:.60}: {key} is {value!r:.60}, '
-                                'expected the name of a network')
-    for component in state.components.values():
-        _check_function_names(component)
+def networks_of(content: Any) -> Any:
+    """What `legacy.load_pkl` returned, with Networks, not built yet, in the places of their states."""
+    made: dict[int, Network] = {}
+
+    def convert(value):
+        if isinstance(value, NetworkState):
+            if id(value) not in made:
+                made[id(value)] = Network.from_state(value, lazy=True)
+            return made[id(value)]
+        return _map_items(convert, value)
+    return convert(content)
 
 
-def _freeze(value: Any) -> Any:
-    """A hashable stand-in, equal only for equal arguments."""
+def states_of(content: Any) -> Any:
+    """The reverse of `networks_of`: what `legacy.save_pkl` can write."""
+    made: dict[int, NetworkState] = {}
+
+    def convert(value):
+        if isinstance(value, Network):
+            return made.setdefault(id(value), value.state())
+        return _map_items(convert, value)
+    return convert(content)
+
+
+def _map_items(func: Callable, value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(func, value))
     if isinstance(value, dict):
-        return tuple((key, _freeze(item)) for key, item in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return type(value).__name__, tuple(map(_freeze, value))
-    if isinstance(value, np.ndarray | np.generic | tf.Tensor):
-        array = np.asarray(value)
-        return array.dtype.str, array.shape, array.tobytes()
-    # The type keeps 1, 1.0 and True apart.
-    return (type(value).__name__, value) if isinstance(value, Hashable) else (id(value), repr(value))
-
-
-def _layer_name(name: str) -> str:
-    return name.replace('/', '_')
-
-
-def _transpose(x, order):
-    return tf.transpose(x, order) if isinstance(x, tf.Tensor) and x.shape.rank == 4 else x
-
-
-def _nhwc_shape(shape):
-    return [shape[0], *shape[2:], shape[1]] if len(shape) == 4 else shape
-
-
-def _nchw_shape(shape):
-    return [shape[0], shape[3], *shape[1:3]] if len(shape) == 4 else shape
-
-
-def _batch_shape(shape) -> str:
-    return '(' + ', '.join('?' if size is None else str(size) for size in shape) + ')'
-
-
-def _shorten(items: Iterable[str], most: int = 8) -> str:
-    items = list(items)
-    return '; '.join(items[:most]) + (f'; and {len(items) - most} more' if len(items) > most else '')
-
-
-def _apply_transform(transform: dict | None, tensors):
-    """Applies dict(func=..., **kwargs) to tensors; func takes them as positional arguments."""
-    if transform is None:
-        return tensors
-    kwargs = dict(transform)
-    func = kwargs.pop('func')
-    return tf.nest.flatten(func(*tensors, **kwargs))
+        return type(value)((key, func(item)) for key, item in value.items())
+    return value

@@ -4,9 +4,10 @@ TensorFlow 2 has no session. What only makes sense with one (`create_session`, f
 error that names its replacement; everything else works as it did.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -15,12 +16,15 @@ import tensorflow as tf
 from dnnlib.util import UserError
 
 __all__ = [
-    'TfExpression', 'assert_tf_initialized', 'convert_images_from_uint8', 'convert_images_to_uint8',
-    'create_session', 'exp2', 'flatten', 'init_tf', 'init_uninitialized_vars', 'is_tf_expression', 'lerp',
-    'lerp_clip', 'log2', 'run', 'set_vars', 'shape_to_list',
+    'Optimizer', 'TfExpression', 'TfExpressionEx', 'Update', 'absolute_name_scope', 'absolute_variable_scope',
+    'assert_tf_initialized', 'convert_images_from_uint8', 'convert_images_to_uint8',
+    'create_session', 'create_var_with_large_initial_value', 'exp2', 'flatten', 'get_plugin', 'init_tf',
+    'init_uninitialized_vars', 'is_tf_expression', 'lerp', 'lerp_clip', 'log2', 'run', 'set_vars',
+    'shape_to_list',
 ]
 
 TfExpression = tf.Tensor | tf.Variable | tf.Operation
+TfExpressionEx = TfExpression | int | float | np.ndarray    # What can stand where a tensor is expected.
 
 _DEFAULT_CONFIG = {
     'rnd.np_random_seed': None,        # Seed of numpy's global generator. None = leave it as it is.
@@ -67,7 +71,7 @@ def assert_tf_initialized() -> None:
     init_tf()
 
 
-def create_session(*_args, **_kwargs) -> None:
+def create_session(*_args, **_kwargs) -> NoReturn:
     """Not available. Raises: UserError that says what to do instead."""
     raise UserError('create_session is not available: TensorFlow 2 has no session; leave the call out, '
                     'or call tflib.init_tf() to set seeds and GPU memory growth')
@@ -75,6 +79,58 @@ def create_session(*_args, **_kwargs) -> None:
 
 def init_uninitialized_vars(target_vars: Iterable | None = None) -> None:
     """Does nothing: a TensorFlow 2 variable has its value from the moment it is made."""
+
+
+def get_plugin(*_args, **_kwargs) -> NoReturn:
+    """Not available. Raises: UserError that says what to do instead."""
+    raise UserError('get_plugin is not available: `custom_ops` compiles and loads its operations itself; '
+                    'import fused_bias_act, upfirdn_2d, … from dnnlib.tflib.ops or custom_ops')
+
+
+class Optimizer:
+    """Not available. Making one raises UserError that says what to use instead."""
+
+    def __init__(self, *_args, **_kwargs):
+        raise UserError('tflib.Optimizer is not available: it registers gradients in a graph; use '
+                        'training.optimizer.Optimizer, the same Adam with one apply per step, with gradients '
+                        'of a tf.GradientTape, or an optimizer of keras.optimizers')
+
+
+class Update:
+    """Something that happens whenever it is called, or passed to `run`: an operation of TensorFlow 1.
+
+    Args:
+        func: Does it.
+        name: What it is, for people.
+    """
+
+    def __init__(self, func: Callable[[], Any], name: str):
+        self._func, self.name = func, name
+
+    def __call__(self) -> None:
+        self._func()
+
+    def __repr__(self) -> str:
+        return f'<Update {self.name!r}>'
+
+
+@contextlib.contextmanager
+def absolute_name_scope(scope: str) -> Iterator[str]:
+    """Names of operations made inside begin with `scope`, whatever scope is open outside."""
+    with tf.name_scope(f'{scope.rstrip("/")}/') as name:
+        yield name
+
+
+@contextlib.contextmanager
+def absolute_variable_scope(scope: str, **_kwargs) -> Iterator[str]:
+    """As `absolute_name_scope`. Variables have the names they are made with; other arguments do nothing."""
+    with absolute_name_scope(scope) as name:
+        yield name
+
+
+def create_var_with_large_initial_value(initial_value: np.ndarray, *args, **kwargs) -> tf.Variable:
+    """A variable with that initial value, however large."""
+    return tf.Variable(initial_value, *args, **kwargs)
 
 
 def is_tf_expression(x: Any) -> bool:
@@ -163,14 +219,18 @@ def set_vars(var_to_value_dict: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -
     """Assigns new values to variables.
 
     Args:
-        var_to_value_dict: {variable: value}, {variable.ref(): value} for a tf.Variable, which has no hash of
-            its own, or an iterable of (variable, value).
+        var_to_value_dict: {variable: value} with variables of a Network, {variable.ref(): value} for a
+            tf.Variable, which has no hash of its own, or an iterable of (variable, value). Values are arrays,
+            tensors, variables or numbers.
 
     Raises: UserError where a value's shape is not the variable's; no variable is changed then.
     """
     items = var_to_value_dict.items() if isinstance(var_to_value_dict, Mapping) else var_to_value_dict
-    pairs = [(key.deref() if hasattr(key, 'deref') else key, value) for key, value in items]
+    pairs = [(key.deref() if hasattr(key, 'deref') else key, _value_of(value)) for key, value in items]
     for variable, value in pairs:
+        if not isinstance(variable, keras.Variable | tf.Variable):
+            raise UserError('set_vars: expected variables, such as those of Gs.vars, '
+                            f'received {variable!r:.60}')
         if tuple(np.shape(value)) != tuple(variable.shape):
             raise UserError(f'set_vars: the value for {variable.name} has shape {list(np.shape(value))}, '
                             f'expected {list(variable.shape)}')
@@ -178,23 +238,38 @@ def set_vars(var_to_value_dict: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -
         variable.assign(tf.cast(value, variable.dtype))
 
 
-def run(fetches: Any, feed_dict: Mapping | None = None) -> Any:
-    """Values of eager tensors as numpy arrays, in the same structure (nested lists, tuples, dictionaries).
+def _value_of(x: Any) -> Any:
+    # Read before anything is assigned, so that variables can swap their values.
+    return tf.convert_to_tensor(x) if isinstance(x, keras.Variable | tf.Variable) else x
 
-    Operations have run already when they get here, and what is no tensor is returned unchanged.
+
+def run(fetches: Any, feed_dict: Mapping | None = None, options: Any = None, run_metadata: Any = None) -> Any:
+    """Values of eager tensors and variables as numpy arrays, in the same structure (nested lists, tuples,
+    dictionaries); an `Update` happens and gives None.
+
+    Operations have run already when they get here, and what is no tensor is returned unchanged. Options and
+    metadata of a session are ignored.
 
     Raises: UserError for a feed dictionary or a symbolic tensor, which need a session.
     """
+    del options, run_metadata
     if feed_dict:
         raise UserError('tflib.run: feed_dict is not available, TensorFlow 2 has no placeholders; '
                         'call the network with the values, for example Gs.run(latents, labels)')
+    if isinstance(fetches, Mapping):    # tf.nest sorts the keys, which variables do not allow.
+        return type(fetches)((key, run(value)) for key, value in fetches.items())
+    if isinstance(fetches, list | tuple) and not hasattr(fetches, '_fields'):
+        return type(fetches)(run(value) for value in fetches)
     return tf.nest.map_structure(_evaluate, fetches)
 
 
 def _evaluate(x: Any) -> Any:
+    if isinstance(x, Update):
+        return x()
     if not is_tf_expression(x):
         return x
     if isinstance(x, tf.Operation | keras.KerasTensor) or not hasattr(x, 'numpy'):
         raise UserError(f'tflib.run: {x.name!r} is symbolic and has no value; '
                         'return it from its tf.function and use the result of the call')
-    return x.numpy()
+    value = x.numpy()
+    return value.copy() if isinstance(value, np.ndarray) else value     # Not a window on the memory of x.
