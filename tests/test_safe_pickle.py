@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import pickletools
 import random
+import resource
 import struct
 import time
 import tracemalloc
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dnnlib.tflib import legacy
+from dnnlib import tflib
+from dnnlib.tflib import legacy, state_check
 from dnnlib.tflib.legacy import NetworkState
 from dnnlib.util import UserError
 from tests import testutil
@@ -255,6 +257,64 @@ class HostileTest(tf.test.TestCase):
         self.assertLen(load(HEAD + network(variables=b'](' + scalar + b'e') + b'.').variables, 1)
         twice = network(variables=b'](' + scalar * 2 + b'e')
         self.assert_refused(HEAD + twice + b'.', 'two variables of one name')
+
+
+class ArgumentsTest(tf.test.TestCase):
+    """Arguments of a network that would take all memory, hang or run something are refused in one line."""
+
+    def tiny(self, **kwargs):
+        network = tflib.Network('G', 'training.networks_stylegan2.G_main', resolution=4, fmap_base=8,
+                                fmap_max=2, latent_size=2, dlatent_size=2, mapping_fmaps=2, mapping_layers=1)
+        state = network.state()
+        state.static_kwargs.update(kwargs)
+        for component in state.components.values():
+            component.static_kwargs.update(kwargs)
+        return state
+
+    def test_building(self):
+        state = self.tiny()
+        self.assertEqual(tflib.Network.from_state(state).name, 'G')
+        for kwargs in [
+            {'resolution': 2 ** 40}, {'resolution': 10 ** 300}, {'resolution': '4'}, {'resolution': [4]},
+            {'resolution': float('nan')}, {'fmap_max': 10 ** 12, 'fmap_base': 10 ** 13},
+            {'fmap_base': float('inf')}, {'mapping_layers': 10 ** 9}, {'mapping_fmaps': 10 ** 11,
+                                                                      'mapping_layers': 2},
+            {'latent_size': 10 ** 12}, {'dlatent_size': 10 ** 10}, {'label_size': 10 ** 12},
+            {'num_channels': 10 ** 12}, {'base_shape': (10 ** 9, 10 ** 9)}, {'synthesis_func': 'os.system'},
+            {'mapping_func': 'subprocess.Popen'}, {'synthesis_func': 'training.networks_stylegan2.np.load'},
+            {'synthesis_func': 5}, {'nonlinearity': 'os.system'}, {'dtype': 'object'},
+        ]:
+            start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            state = self.tiny(**kwargs)
+            with self.subTest(kwargs), self.assertRaises(UserError) as caught:
+                tflib.Network.from_state(state)
+            self.assertNotIn('\n', str(caught.exception))
+            self.assertLess(time.monotonic() - start, 20)
+            self.assertLess(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 300 << 10)
+
+    def test_calling(self):
+        """What building does not notice."""
+        state_check.check_arguments(self.tiny(
+            resample_kernel=[1, 3, 3, 1], unknown=[None] * 9, truncation_psi=None, truncation_cutoff=8,
+            randomize_noise=True))
+        state_check.check_arguments(self.tiny(resample_kernel=[[1, 2], [2, 1]], blur_filter=None))
+        for key, values in {
+            'resample_kernel': [[1] * 100_000, [1, -1], [], 'abc', [float('nan')], 10 ** 9, [[1] * 100] * 2,
+                                [[1], [1, 2]], [0, 0], [10 ** 400], [None]],
+            'truncation_psi': ['x', float('nan'), [1], 10 ** 400], 'truncation_cutoff': [0.5, 'x', 10 ** 30],
+            'randomize_noise': ['x', [1]], 'dlatent_broadcast': [10 ** 12, 'x'],
+            'mbstd_group_size': [float('nan'), 10 ** 12],
+        }.items():
+            for value in values:
+                with self.subTest(f'{key}={value!r:.40}'), self.assertRaisesRegex(UserError, key) as caught:
+                    state_check.check_arguments(self.tiny(**{key: value}))
+                self.assertLess(len(str(caught.exception)), 400)
+
+    @testutil.needs_golden
+    def test_official_networks_pass(self):
+        for path in testutil.GOLDEN.glob('*/*.pkl'):
+            for state in legacy.network_states(legacy.load_pkl(path)):
+                state_check.check_arguments(state)
 
 
 class DamageTest(tf.test.TestCase):

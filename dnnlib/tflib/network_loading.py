@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from dnnlib.tflib.legacy import NetworkState, check_supported
 from dnnlib.tflib.network_variables import assign_values, check_values, quote, shorten
+from dnnlib.tflib.state_check import check_arguments
 from dnnlib.util import UserError, get_obj_by_name
 
 # Modules to look in for the function name of a pickle, by state version. StyleGAN's program can train the
@@ -67,6 +68,7 @@ def check_state(state: NetworkState) -> None:
     Nothing but a network of ours may be imported or called for the sake of a file.
     """
     check_supported(state)
+    check_arguments(state)
     unknown, odd = [], []
     pending = [state]
     while pending:

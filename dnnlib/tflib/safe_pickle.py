@@ -2,24 +2,27 @@
 
 Not a filter in front of `pickle.Unpickler` but a small machine of its own: it has no way to import a module
 or to call a function. The names that a network pickle mentions (`Network`, `numpy.ndarray`, ...) stand for
-the constructions in `_Reader`; every other name, and every instruction that snapshots do not consist of, is
+the constructions in `Machine`; every other name, and every instruction that snapshots do not consist of, is
 refused. Sizes that a pickle declares are checked against its length before memory is taken, and the work and
 memory it can cause are bounded by constants and by the size of the file.
+
+`dnnlib.tflib.torch_pickle` teaches a machine of this kind the names of PyTorch.
 """
 
+import contextlib
 import math
 import pickle
 import pickletools
 import re
 import struct
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from dnnlib.util import EasyDict, UserError
 
-__all__ = ['NETWORK_CLASSES', 'loads']
+__all__ = ['NETWORK_CLASSES', 'Machine', 'Name', 'loads', 'make_names']
 
 # An official snapshot has some 20000 instructions, 2000 values and at most 9 networks.
 MAX_INSTRUCTIONS = 500_000
@@ -46,14 +49,16 @@ _KINDS = {
 _DTYPE = re.compile(r'([<>=|]?)(b1|[iu][1248]|f[248]|c(?:8|16)|[SU][1-9]\d{0,3})')
 
 
-class _Name(NamedTuple):
+class Name(NamedTuple):
     """One of the known names that a pickle may mention; it can do nothing by itself."""
 
     kind: str
     path: str
 
 
-_NAMES = {path: _Name(kind, path) for kind, paths in _KINDS.items() for path in paths}
+def make_names(kinds: dict[str, tuple[str, ...]]) -> dict[str, Name]:
+    """{dotted path: Name} from {kind: dotted paths}."""
+    return {path: Name(kind, path) for kind, paths in kinds.items() for path in paths}
 
 
 class _EasyDict(dict):
@@ -97,23 +102,32 @@ def loads(data: bytes | bytearray, make_network: Callable[[dict, str], Any]) -> 
 
     Errors: UserError for everything else than a sound pickle of networks, arrays and plain values.
     """
-    reader = _Reader(data, make_network)
-    return reader.load(), reader.pos
+    machine = Machine(data, make_network)
+    return machine.load(), machine.pos
 
 
-class _Reader:
+class Machine:
     """The machine; every effect of an instruction stays inside this object.
 
     Attributes:
+        subject: What the data should be, in the words of the error messages.
+        names, constructors, instructions: {dotted path: Name}, {kind: construction that REDUCE does} and
+            {code: action}: all that the machine knows.
         pos: The next byte.
         stack: Values since the last MARK.
         marks: The stacks put aside by MARK.
+        instructions_left: How many instructions may be carried out until the next STOP.
         values_left: How many more values may be copied into results; what is shared counts each time.
         bytes_left: How many more bytes may be copied: a sound pickle uses each of its bytes once (twice in
             protocol 2, where bytes are first text).
     """
 
-    def __init__(self, data: bytes | bytearray, make_network: Callable[[dict, str], Any]):
+    subject = 'network pickle'
+    names: dict[str, Name] = make_names(_KINDS)
+    constructors: dict[str, Callable] = {}
+    instructions: dict[int, Callable] = {}
+
+    def __init__(self, data: bytes | bytearray, make_network: Callable[[dict, str], Any] | None = None):
         self.data = data
         self.view = memoryview(data)
         self.make_network = make_network
@@ -121,38 +135,50 @@ class _Reader:
         self.stack = []
         self.marks = []
         self.memo = {}
+        self.instructions_left = MAX_INSTRUCTIONS
         self.values_left = MAX_VALUES
         self.bytes_left = 2 * len(data) + 65536
 
     def load(self) -> Any:
+        """The finished value of the pickle."""
+        with self.guard():
+            return self.plain(self.execute())
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns what damaged data can raise inside the machine into one line."""
         try:
-            for _ in range(MAX_INSTRUCTIONS):
-                code = self.data[self.pos]
-                self.pos += 1
-                if code == pickle.STOP[0]:
-                    return self.finish()
-                _INSTRUCTIONS.get(code, _Reader.refuse_instruction)(self)
+            yield
         except UserError:
             raise
-        except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, MemoryError):
-            raise UserError(f'damaged network pickle at byte {self.pos} of {len(self.data)}; '
+        except (LookupError, ValueError, TypeError, AttributeError, OverflowError, struct.error, MemoryError,
+                RecursionError):
+            raise UserError(f'damaged {self.subject} at byte {self.pos} of {len(self.data)}; '
                             'download or copy it again') from None
-        raise UserError(f'refused: more than {MAX_INSTRUCTIONS} instructions; network pickles have far fewer')
 
-    def finish(self) -> Any:
-        if self.marks or len(self.stack) != 1:
-            raise UserError('damaged network pickle: it ends within a value; download or copy it again')
-        return self.plain(self.stack[0])
+    def execute(self) -> Any:
+        """Carries out the instructions up to STOP; the value is still unfinished, see `plain`."""
+        for count in range(self.instructions_left):
+            code = self.data[self.pos]
+            self.pos += 1
+            if code == pickle.STOP[0]:
+                self.instructions_left -= count + 1
+                if self.marks or len(self.stack) != 1:
+                    raise UserError(f'damaged {self.subject}: it ends within a value; '
+                                    'download or copy it again')
+                return self.stack.pop()
+            self.instructions.get(code, Machine.refuse_instruction)(self)
+        raise UserError(f'refused: more than {MAX_INSTRUCTIONS} instructions; {self.subject}s have far fewer')
 
     def refuse_instruction(self) -> None:
         known = pickletools.code2op.get(chr(self.data[self.pos - 1]))
         if known is None:
-            raise UserError(f'damaged network pickle: unknown instruction at byte {self.pos - 1}; '
+            raise UserError(f'damaged {self.subject}: unknown instruction at byte {self.pos - 1}; '
                             'download or copy it again')
         if 'PERSID' in known.name:
             raise UserError('refused: persistent ids, as in PyTorch checkpoints; '
                             'expected a pickle of TensorFlow networks')
-        raise UserError(f'refused: the pickle instruction {known.name}; network pickles do not need it')
+        raise UserError(f'refused: the pickle instruction {known.name}; {self.subject}s do not need it')
 
     # What follows reads bytes.
 
@@ -160,7 +186,7 @@ class _Reader:
         """The next `count` bytes, not copied."""
         start, left = self.pos, len(self.data) - self.pos
         if not 0 <= count <= left:
-            raise UserError(f'truncated or damaged network pickle: byte {start} announces {count} bytes, '
+            raise UserError(f'truncated or damaged {self.subject}: byte {start} announces {count} bytes, '
                             f'{left} are left; download or copy it again')
         self.pos += count
         return self.view[start:self.pos]
@@ -247,32 +273,41 @@ class _Reader:
         if type(module) is not str or type(name) is not str:
             raise TypeError
         path = f'{module}.{name}'
-        if path not in _NAMES:
-            if path.startswith(('torch.', 'torch_utils.')):
-                raise UserError(f'refused: {path!r:.120}: this is a PyTorch pickle (stylegan2-ada-pytorch '
-                                'or later); expected a pickle of TensorFlow networks')
-            raise UserError(f'refused: the pickle asks for {path!r:.120}, which no network pickle needs; '
-                            'nothing of it was executed, do not open it with other programs')
-        self.stack.append(_NAMES[path])
+        self.stack.append(self.names.get(path) or self.unknown_name(path))
+
+    def unknown_name(self, path: str) -> Name:
+        """What stands for a name that is not in the table. Errors: UserError, unless a subclass knows it."""
+        if path.startswith(('torch.', 'torch_utils.')):
+            raise UserError(f'refused: {path!r:.120}: this is a PyTorch pickle (stylegan2-ada-pytorch or '
+                            'later); expected a pickle of TensorFlow networks, which '
+                            "'convert.py pytorch-to-pickle' makes of it")
+        self.refuse_name(path)
+
+    def refuse_name(self, path: str) -> NoReturn:
+        raise UserError(f'refused: the pickle asks for {path!r:.120}, which no {self.subject} needs; '
+                        'nothing of it was executed, do not open it with other programs')
 
     def reduce(self) -> None:
         args, target = self.stack.pop(), self.stack.pop()
-        construct = _CONSTRUCTORS.get(target.kind) if type(target) is _Name else None
+        construct = self.constructors.get(target.kind) if type(target) is Name else None
         if construct is None or type(args) is not tuple:
-            path = target.path if type(target) is _Name else type(target).__name__
-            raise UserError(f'refused: a call of {path!r:.120}; network pickles do not need it')
+            path = target.path if type(target) is Name else type(target).__name__
+            raise UserError(f'refused: a call of {path!r:.120}; {self.subject}s do not need it')
         self.stack.append(construct(self, *args))
 
     def new_object(self) -> None:
         args, target = self.stack.pop(), self.stack.pop()
-        kind = target.kind if type(target) is _Name else None
+        kind = target.kind if type(target) is Name else None
         if kind not in ('network', 'easydict') or type(args) is not tuple or args:
             raise UserError('refused: an object that is neither a network nor an EasyDict')
         self.stack.append(_Network(target.path) if kind == 'network' else _EasyDict())
 
     def build(self) -> None:
         state = self.stack.pop()
-        target = self.stack[-1]
+        self.set_state(self.stack[-1], state)
+
+    def set_state(self, target: Any, state: Any) -> None:
+        """Gives an object under construction its state."""
         if type(target) is _DType and target.order is None and type(state) is tuple:
             _, target.order, *rest = state
             if target.order not in ('<', '>', '=', '|') or any(item is not None for item in rest[:3]):
@@ -295,7 +330,7 @@ class _Reader:
         return _DType(spec)
 
     def new_array(self, kind: Any, *_: Any) -> _Array:
-        if type(kind) is not _Name or kind.kind != 'ndarray':
+        if type(kind) is not Name or kind.kind != 'ndarray':
             raise UserError('refused: an array of an unknown class')
         return _Array()
 
@@ -303,13 +338,13 @@ class _Reader:
         """A checked copy of array data, C-contiguous and in the byte order of this machine."""
         if (type(dtype) is not _DType or type(shape) is not tuple or len(shape) > 32
                 or any(type(size) is not int or size < 0 for size in shape)):
-            raise UserError('damaged network pickle: an array without a valid shape and type')
+            raise UserError(f'damaged {self.subject}: an array without a valid shape and type')
         order_mark, spec = _DTYPE.fullmatch(dtype.spec).groups()
         dtype = np.dtype((dtype.order or order_mark) + spec)
         if type(data) not in (memoryview, bytes, str):
             raise UserError(f'refused: an array whose data are a {type(data).__name__}, not bytes')
         if math.prod(shape) * dtype.itemsize != len(data):
-            raise UserError(f'damaged network pickle: an array of shape {str(shape):.80} and type {dtype} '
+            raise UserError(f'damaged {self.subject}: an array of shape {str(shape):.80} and type {dtype} '
                             f'has {len(data)} bytes of data')
         self.charge(len(data))
         if type(data) is str:
@@ -317,7 +352,7 @@ class _Reader:
         flat = np.frombuffer(data, dtype) if len(data) else np.zeros(0, dtype)
         array = np.array(flat.reshape(shape, order=order), dtype=dtype.newbyteorder('='), order='C')
         if dtype.kind == 'U' and array.size and array.reshape(-1).view(np.uint32).max() > 0x10ffff:
-            raise UserError('damaged network pickle: an array of invalid text')
+            raise UserError(f'damaged {self.subject}: an array of invalid text')
         return array
 
     def scalar(self, dtype: Any, data: Any) -> np.generic:
@@ -338,7 +373,7 @@ class _Reader:
             raise TypeError
         self.values_left -= len(pairs)
         if self.values_left < 0:
-            raise UserError('refused: too many values for a network pickle')
+            raise UserError(f'refused: too many values for a {self.subject}')
         self.stack.append({})
         self.set_items([item for key, value in pairs for item in (key, value)])
         return self.stack.pop()
@@ -361,7 +396,7 @@ class _Reader:
         kind = type(value)
         self.values_left -= value.size if kind is _Network else 1
         if depth > MAX_DEPTH or self.values_left < 0:
-            raise UserError('refused: values nested too deeply, or too many of them, for a network pickle')
+            raise UserError(f'refused: values nested too deeply, or too many of them, for a {self.subject}')
         if value is None or kind in (bool, int, float, str) or isinstance(value, np.generic):
             return value
         if kind in (bytes, memoryview):
@@ -372,45 +407,50 @@ class _Reader:
         if kind in (dict, _EasyDict):
             make = dict if kind is dict else EasyDict
             return make((key, self.plain(item, depth + 1)) for key, item in value.items())
-        result = value.array if kind is _Array else value.state if kind is _Network else None
+        return self.finished(value, depth)
+
+    def finished(self, value: Any, depth: int) -> Any:
+        """The finished form of what only a machine constructs: arrays, networks."""
+        del depth
+        result = value.array if type(value) is _Array else value.state if type(value) is _Network else None
         if result is None:
-            raise UserError(f'refused: an unfinished or bare {kind.__name__.lstrip("_")}; '
+            raise UserError(f'refused: an unfinished or bare {type(value).__name__.lstrip("_")}; '
                             'expected networks, arrays and plain values')
         return result
 
 
-_CONSTRUCTORS = {
-    'reconstruct': _Reader.new_array, 'scalar': _Reader.scalar, 'frombuffer': _Reader.from_buffer,
-    'dtype': _Reader.dtype, 'ordereddict': _Reader.ordered_dict, 'encode': _Reader.encode,
-    'bytes': lambda reader: b'',
+Machine.constructors = {
+    'reconstruct': Machine.new_array, 'scalar': Machine.scalar, 'frombuffer': Machine.from_buffer,
+    'dtype': Machine.dtype, 'ordereddict': Machine.ordered_dict, 'encode': Machine.encode,
+    'bytes': lambda machine: b'',
 }
 
 
-def _global(r: _Reader) -> None:
+def _global(r: Machine) -> None:
     module = r.line()
     r.push_name(module, r.line())
 
 
-def _stack_global(r: _Reader) -> None:
+def _stack_global(r: Machine) -> None:
     name = r.stack.pop()
     r.push_name(r.stack.pop(), name)
 
 
-def _put(r: _Reader, index: int) -> None:
+def _put(r: Machine, index: int) -> None:
     r.memo[index] = r.stack[-1]
 
 
-_INSTRUCTIONS = {code[0]: action for code, action in {
-    pickle.PROTO: _Reader.proto,
-    pickle.FRAME: _Reader.frame,
-    pickle.MARK: _Reader.mark,
-    pickle.POP: _Reader.pop,
-    pickle.POP_MARK: _Reader.pop_to_mark,
+Machine.instructions = {code[0]: action for code, action in {
+    pickle.PROTO: Machine.proto,
+    pickle.FRAME: Machine.frame,
+    pickle.MARK: Machine.mark,
+    pickle.POP: Machine.pop,
+    pickle.POP_MARK: Machine.pop_to_mark,
     pickle.DUP: lambda r: r.stack.append(r.stack[-1]),
     pickle.NONE: lambda r: r.stack.append(None),
     pickle.NEWTRUE: lambda r: r.stack.append(True),
     pickle.NEWFALSE: lambda r: r.stack.append(False),
-    pickle.INT: _Reader.int_line,
+    pickle.INT: Machine.int_line,
     pickle.BININT: lambda r: r.stack.append(r.number('<i')),
     pickle.BININT1: lambda r: r.stack.append(r.number('<B')),
     pickle.BININT2: lambda r: r.stack.append(r.number('<H')),
@@ -443,7 +483,7 @@ _INSTRUCTIONS = {code[0]: action for code, action in {
     pickle.LONG_BINGET: lambda r: r.stack.append(r.memo[r.number('<I')]),
     pickle.GLOBAL: _global,
     pickle.STACK_GLOBAL: _stack_global,
-    pickle.REDUCE: _Reader.reduce,
-    pickle.NEWOBJ: _Reader.new_object,
-    pickle.BUILD: _Reader.build,
+    pickle.REDUCE: Machine.reduce,
+    pickle.NEWOBJ: Machine.new_object,
+    pickle.BUILD: Machine.build,
 }.items()}
