@@ -5,6 +5,7 @@ Flags → configuration (training/configs.py) → run directory (dnnlib.submit_r
 
 import json
 import os
+import re
 import shlex
 from typing import Any
 
@@ -13,23 +14,28 @@ from dnnlib.startup import load_tensorflow
 from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
 from dnnlib.submission.submit import to_plain
 from dnnlib.util import UserError, is_remote_path
+from pretrained_networks import check_path, is_address, local_file
 from training.configs import CONFIGS, find_config, find_preset, gamma_argument, growing_configs, merge
-from training.dataset_base import EMBEDDED_NAME
+from training.dataset_base import EMBEDDED_NAME, LABEL_SAMPLING
 
 EXAMPLES = [
     '%(prog)s --config=demo                     # the embedded data set, minutes on two CPU cores',
     '%(prog)s --num-gpus=8 --data-dir=~/datasets --config=config-f --dataset=ffhq --mirror-augment=true',
     '%(prog)s --data-dir=~/datasets --dataset=cars --cond --minibatch-gpu=8 --snap=5',
+    '%(prog)s --dataset=photos.zip --labels=photos.csv --label-sampling=uniform --skip-bad',
     '%(prog)s --config=stylegan-f --fmap-base=1024 --latent-size=64 --lod-training-kimg=20 '
     '--lod-transition-kimg=20 --total-kimg=160',
     '%(prog)s --resume                          # go on with the latest run in --result-dir',
     '%(prog)s --resume=results/00003-stylegan2-ffhq-8gpu-config-f --total-kimg=30000',
     '%(prog)s --resume=network-snapshot-010000.pkl --dataset=~/datasets/my-images',
+    '%(prog)s --resume=network-snapshot-010000.pkl --dataset=~/datasets/my-images --freeze-d=3 '
+    '--freeze-mapping',
 ]
 
 # What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
 CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
-              'metric_arg_list', 'data_dir', 'dataset_args.dataset', 'strategy')
+              'metric_arg_list', 'data_dir', 'dataset_args.dataset', 'dataset_args.label_file',
+              'dataset_args.skip_bad', 'strategy')
 
 
 def make_parser() -> flags.Parser:
@@ -38,7 +44,7 @@ def make_parser() -> flags.Parser:
     add = parser.add_flag
     add('result-dir', flags.path, help='where run directories go (default: results)')
     add('data-dir', flags.path, help='directory that holds data sets')
-    add('dataset', flags.path, 'data set: directory of TFRecords or images, or .npz '
+    add('dataset', flags.path, 'data set: directory of TFRecords or images, .zip of images, or .npz '
                                '(default: the embedded pixelart32)')
     add('config', help='configuration (default: config-f): ' + ', '.join(CONFIGS))
     add('num-gpus', flags.integer(1, 8), 'number of GPUs, or of logical CPUs without a GPU (default: 1)')
@@ -48,7 +54,11 @@ def make_parser() -> flags.Parser:
     add('metrics', help='metrics to run on snapshots, comma list or none (default: none)')
     parser.add_argument('--resume', nargs='?', const='latest', metavar='WHAT',
                         help='go on with the latest run in --result-dir (no value), with a run directory, '
-                             'or start from a network-snapshot-*.pkl')
+                             'or start from a network-snapshot-*.pkl, which may be https://… or '
+                             'gdrive:networks/…')
+    add('freeze-d', freeze_d, 'with a snapshot: layers of the discriminator that stay as they are, a number '
+                              'of its highest resolutions (from RGB included) or names, as 32x32,Output')
+    add('freeze-mapping', bool, 'with a snapshot: the mapping network of the generator stays as it is')
     add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
     add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
     add('minibatch-size', flags.positive_int, 'samples per step over all GPUs, at every resolution '
@@ -75,6 +85,14 @@ def make_parser() -> flags.Parser:
                                               '(default: by config, mostly all)')
     add('cond', bool, 'train with the labels of the data set (default: false)')
     add('label-attr', help='attribute of an .npz data set that serves as label')
+    add('labels', flags.path, 'file with the labels of images, .csv or .json, or of TFRecords, .labels; '
+                              'implies --cond (default: the one in the data set, or its subfolders)')
+    add('label-sampling', help='labels of generated images: data, as frequent as in the data set, or uniform '
+                               '(default: data)', choices=LABEL_SAMPLING)
+    add('channels', flags.positive_int, 'of a directory or .zip of images: 1 gray, 3 RGB, 4 RGBA '
+                                        '(default: by its files)')
+    add('skip-bad', bool, 'leave out damaged or unfitting images of the data set instead of stopping '
+                          '(default: false)')
     add('resolution', flags.positive_int, 'resolution to train at (default: that of the data)')
     add('strategy', help='auto, none, mirrored or multiworker (default: auto)', choices=[
         'auto', 'none', 'mirrored', 'multiworker'])
@@ -93,9 +111,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
     fmaps = {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max}
     values = {
         'data_dir': _absolute(args.data_dir),
-        'dataset_args': {'dataset': _dataset_path(args), 'resolution': args.resolution,
-                         'label_attr': args.label_attr,
-                         'max_label_size': None if args.cond is None else 'full' if args.cond else 0},
+        'dataset_args': _dataset_changes(args, config['dataset_args']),
         'total_kimg': args.total_kimg,
         'G_smoothing_kimg': args.smoothing_kimg,
         'mirror_augment': args.mirror_augment,
@@ -110,6 +126,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'image_snapshot_ticks': args.snap,
         'network_snapshot_ticks': args.snap,
         'keep_snapshots': args.keep_snapshots,
+        **_freeze_changes(args, config),
     }
     if args.metrics is not None:
         from metrics.metric_base import find_metrics
@@ -118,6 +135,23 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
     if args.smoothing_kimg is not None and config.get('G_smoothing') is not None:
         changes['G_smoothing'] = None  # A half-life takes the place of the factor.
     return changes
+
+
+def _dataset_changes(args: Any, dataset_args: dict[str, Any]) -> dict[str, Any]:
+    """Flags about the data set. What says the default is a change only where something else was chosen."""
+    cond = True if args.cond is None and args.labels is not None else args.cond
+    if args.cond is False and args.labels is not None:
+        raise UserError('--labels goes with --cond: without it labels are not used. Leave one of them out')
+    label_file = args.labels
+    if label_file is not None and os.path.exists(os.path.expanduser(label_file)):
+        label_file = _absolute(label_file)      # Else it lies in the data set.
+    values = {'dataset': _dataset_path(args), 'resolution': args.resolution, 'label_attr': args.label_attr,
+              'max_label_size': None if cond is None else 'full' if cond else 0, 'label_file': label_file,
+              'channels': args.channels}
+    for name, default in (('label_sampling', 'data'), ('skip_bad', False)):
+        value = getattr(args, name)
+        values[name] = None if value == default and name not in dataset_args else value
+    return values
 
 
 def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +178,27 @@ def _latent_changes(args: Any, G_args: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(names, args.latent_size)
 
 
+def freeze_d(text: str) -> int | list[str]:
+    """The value of --freeze-d: a number of resolutions, or names."""
+    if re.fullmatch(r'\s*\d+\s*', text):
+        return int(text)
+    names = [name.strip() for name in text.split(',')]
+    if not all(re.match(r'[A-Za-z*?\[]|\d+x', name) for name in names):
+        raise UserError('expected a number of resolutions from 0 up, or names of layers as 32x32,Output, '
+                        f'received {text!r}')
+    return names
+
+
+freeze_d.metavar = 'N|NAMES'
+
+
+def _freeze_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """What is not trained. Nothing to freeze is no change where nothing was frozen."""
+    given = {'G_freeze': None if args.freeze_mapping is None else ['G_mapping'] * args.freeze_mapping,
+             'D_freeze': args.freeze_d}
+    return {name: value for name, value in given.items() if value or config.get(name)}
+
+
 def _absolute(path: str | None) -> str | None:
     """The path as it is from any directory: a run may go on from another one."""
     return path if path is None or is_remote_path(path) else os.path.abspath(os.path.expanduser(path))
@@ -168,13 +223,25 @@ def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     num_gpus = args.num_gpus or 1
     kwargs = find_config(config, num_gpus)
     kwargs = merge(kwargs, flag_changes(args, kwargs))
+    if args.resume is None and (args.freeze_d or args.freeze_mapping):
+        raise UserError(f'--freeze-{"d" if args.freeze_d else "mapping"} keeps what a network has learned; '
+                        'give one with --resume=network-snapshot-*.pkl')
     if args.resume is not None:
-        kwargs.update(resume_pkl=_absolute(args.resume), resume_kimg=args.resume_kimg)
+        kwargs.update(resume_pkl=_snapshot_file(args), resume_kimg=args.resume_kimg)
     dataset = kwargs['dataset_args'].get('dataset') or kwargs.get('data_dir') or EMBEDDED_NAME
     name = os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
     submit_config = SubmitConfig(run_dir_root=args.result_dir or 'results', num_gpus=num_gpus, config=config,
                                  run_desc=f'{find_preset(config).family}-{name}-{num_gpus}gpu-{config}')
+    if args.resume is not None and is_address(args.resume):
+        submit_config.update(resume_address=args.resume)  # For the records: resume_pkl is the file.
     return submit_config, kwargs
+
+
+def _snapshot_file(args: Any) -> str:
+    """--resume as a path; an address is downloaded, unless the configuration is only to be shown."""
+    if is_address(args.resume):
+        return args.resume if args.dry_run else _absolute(local_file(args.resume))
+    return _absolute(args.resume)
 
 
 def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
@@ -218,6 +285,9 @@ def find_run(what: str, result_dir: str) -> str | None:
         return find_latest_run(result_dir)
     if not what.strip():
         raise UserError('--resume: expected a run directory or a network-snapshot-*.pkl, received nothing')
+    if is_address(what):
+        check_path(what)
+        return None
     path = _absolute(what)
     if path.endswith('.pkl'):
         if not is_remote_path(path) and not os.path.isfile(path):

@@ -11,6 +11,7 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests.dataset_testutil import Base, random_images
 from training import dataset
+from training.context import StepContext
 
 
 class EmbeddedTest(Base):
@@ -143,6 +144,42 @@ class OrderTest(SmallSet):
         self.assertEqual(self.set.read([])[0].shape, (0, 4, 4, 3))
 
 
+class LabelSamplingTest(Base):
+
+    def test_uniform(self):
+        labels = np.array([5] * 30 + [2] * 3 + [0] * 7)
+        path = self.save_npz(images=random_images(40, 4), labels=labels)
+        drawn = {}
+        for kind in ['data', 'uniform']:
+            found = dataset.load_dataset(path, max_label_size='full', label_sampling=kind)
+            ctx = StepContext(tf.constant([1, 2]), tf.constant(found.label_table))
+            drawn[kind] = ctx.random_labels(6000).numpy().mean(axis=0)
+            again = StepContext(tf.constant([1, 2]), tf.constant(found.label_table)).random_labels(6000)
+            self.assertAllEqual(drawn[kind], again.numpy().mean(axis=0))
+        # Four standard deviations. No label that does not occur in the data.
+        self.assertAllClose(drawn['data'], [0.175, 0, 0.075, 0, 0, 0.75], rtol=0, atol=0.025)
+        self.assertAllClose(drawn['uniform'], [1 / 3, 0, 1 / 3, 0, 0, 1 / 3], rtol=0, atol=0.025)
+        self.assert_user_error("'even'", 'data, uniform', dataset=path, label_sampling='even')
+        self.assertEqual(dataset.load_dataset(path, label_sampling='uniform').label_table.shape, (40, 0))
+
+    def test_vectors(self):
+        labels = np.array([[0, 1], [0.5, 0.5], [0, 1], [0, 1]], np.float32)
+        path = self.save_npz(images=random_images(4, 4), labels=labels)
+        found = dataset.load_dataset(path, max_label_size='full', label_sampling='uniform')
+        self.assertAllEqual(found.label_table, [[0, 1], [0.5, 0.5]])
+
+
+class KeepOpenTest(Base):
+
+    def test_handed_on_once(self):
+        path = self.save_npz(images=random_images(4, 4))
+        first = dataset.opened_dataset(dataset=path, seed=1)
+        dataset.keep_open(first, dataset=path, seed=1)
+        self.assertIsNot(dataset.opened_dataset(dataset=path, seed=2), first)
+        self.assertIs(dataset.opened_dataset(seed=1, dataset=path), first)
+        self.assertIsNot(dataset.opened_dataset(dataset=path, seed=1), first)
+
+
 class PrefetchTest(SmallSet):
 
     def test_equals_direct_reading(self):
@@ -164,6 +201,20 @@ class PrefetchTest(SmallSet):
             self.assertLen(taken, 4)    # Three wait, one is in the hand.
             self.assertEqual([next(ahead) for _ in range(3)], [0, 1, 2])
 
+    def test_several_threads_keep_the_order(self):
+        random = np.random.RandomState(0)
+        delays = random.rand(200) * 0.002
+
+        def work(number):
+            time.sleep(delays[number])
+            if number == 150:
+                raise UserError('number 150')
+            return number
+        with dataset.Prefetcher(iter(range(200)), depth=5, function=work, threads=4) as ahead:
+            self.assertEqual([next(ahead) for _ in range(150)], list(range(150)))
+            with self.assertRaisesRegex(UserError, 'number 150'):
+                next(ahead)
+
     def test_exceptions_arrive(self):
         def source():
             yield 1
@@ -184,12 +235,12 @@ class PrefetchTest(SmallSet):
         before = len(threads())
         closed, dropped = (self.set.prefetch_minibatches(0, 4) for _ in range(2))
         next(closed)
-        self.assertLen(threads(), before + 2)
+        self.assertLen(threads(), before + 4)
         closed.close()
         closed.close()
         with self.assertRaises(StopIteration):
             next(closed)
-        self.assertLen(threads(), before + 1)
+        self.assertLen(threads(), before + 2)
         del dropped
         deadline = time.time() + 10
         while len(threads()) > before and time.time() < deadline:

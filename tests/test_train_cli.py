@@ -210,7 +210,7 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
         ('--dataset={root}/labels --cond', 'dataset.json has no label for 3 of 4 images'),
         (
             '--dataset={root}/mixed/0.png',
-            'expected a folder of .tfrecords files, a folder of images or an .npz file',
+            'expected a folder of .tfrecords files, a folder or zip of images or an .npz file',
         ),
         ('--cond --label-attr=eyeColour', "has no attribute 'eyeColour'; it has .*eyesColor"),
         (

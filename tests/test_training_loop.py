@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickletools
+import signal
 from unittest import mock
 
 import numpy as np
@@ -216,6 +217,39 @@ class RunDirectoryTest(util.RunTest):
         images = Gs.run(np.zeros([2, 8]), np.eye(8)[:2], randomize_noise=False,
                         output_transform=dict(func=tflib.convert_images_to_uint8))
         self.assertEqual((images.shape, images.dtype), ((2, 3, 8, 8), np.uint8))
+
+
+class DataTest(util.RunTest):
+
+    def test_rgba_with_uniform_labels_and_bad_images(self):
+        """Pictures of four channels; a run that stops goes on as if it had not, with images left out."""
+        folder = pathlib.Path(self.folder()) / 'set'
+        rnd = np.random.RandomState(0)
+        for i in range(24):
+            (folder / 'abc'[i % 3 % 2 * 2]).mkdir(parents=True, exist_ok=True)
+            pixels = rnd.randint(0, 256, [8, 8, 4]).astype(np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / 'abc'[i % 3 % 2 * 2] / f'{i}.png')
+        for name in ('a/3.png', 'c/10.png'):    # Headers are right, pixels do not unpack.
+            with open(folder / name, 'r+b') as file:
+                file.seek(60)
+                file.write(bytes(40))
+        changes = dict(dataset_args=dict(dataset=str(folder), resolution=None, channels=4, skip_bad=True,
+                                         label_sampling='uniform'), total_kimg=0.128)
+        whole = util.train(self.folder(), **changes)
+        log = (pathlib.Path(whole.run_dir) / 'log.txt').read_text()
+        for text in ('class a: 16 images', 'class c: 8 images', 'uniform, one of 2', '3.png is damaged'):
+            self.assertIn(text, log)
+        for name in ('reals.png', 'fakes000000.png'):
+            with PIL.Image.open(os.path.join(whole.run_dir, name)) as image:
+                self.assertEqual((image.size, image.mode), ((32, 16), 'RGBA'))
+        with util.at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            stopped = util.train(self.folder(), **changes)
+        self.assertLess(stopped.nimg, whole.nimg)
+        resumed = util.resume(stopped.run_dir)
+        values = util.checkpoint_values(whole.run_dir)
+        self.assertEqual(resumed.nimg, whole.nimg)
+        for name, value in util.checkpoint_values(resumed.run_dir).items():
+            self.assertAllEqual(value, values[name], name)
 
 
 class EndTest(util.RunTest):

@@ -1,17 +1,21 @@
-"""Data sets: official TFRecord folders, image folders, NPZ files and the embedded one; see `load_dataset`."""
+"""Data sets: TFRecord folders, folders or zips of images, NPZ files, the embedded one; see `load_dataset`."""
 
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.dataset_base import EMBEDDED_NAME, Dataset, Prefetcher, reduce_images
-from training.dataset_sources import ImageFolderDataset, NpzDataset, TFRecordDataset
+from training.dataset_base import EMBEDDED_NAME, Dataset, reduce_images
+from training.dataset_folder import ImageFolderDataset
+from training.dataset_npz import NpzDataset
+from training.dataset_records import TFRecordDataset
+from training.prefetch import Prefetcher
 
-__all__ = ['Dataset', 'ImageFolderDataset', 'NpzDataset', 'Prefetcher', 'TFRecordDataset', 'load_dataset',
-           'process_reals', 'reduce_images']
+__all__ = ['Dataset', 'ImageFolderDataset', 'NpzDataset', 'Prefetcher', 'TFRecordDataset', 'describe',
+           'keep_open', 'load_dataset', 'opened_dataset', 'process_reals', 'reduce_images']
 
 EMBEDDED_LABEL_ATTR = 'skinColor'
 
@@ -28,13 +32,16 @@ def load_dataset(
     label_file: str | None = None,
     label_attr: str | None = None,
     max_images: int | None = None,
+    label_sampling: str = 'data',
+    skip_bad: bool = False,
+    channels: int | None = None,
 ) -> Dataset:
     """Opens a data set by its path.
 
     The path is data_dir/dataset, or the one of them that is given. With neither, or with dataset
     'pixelart32' alone, it is the embedded data set: 4096 RGB images of 32×32 pixels. What lies at the path
-    decides: a folder with *.tfrecords files, another folder (searched for images in all its subfolders), or
-    an .npz file.
+    decides: a folder with *.tfrecords files, another folder or a .zip file (searched for images in all its
+    subfolders), or an .npz file.
 
     Args:
         data_dir: Folder that holds data sets.
@@ -44,38 +51,77 @@ def load_dataset(
         seed: Default seed of the order of images.
         verbose: Print what was found.
         tfrecord_dir: Official name of `dataset`.
-        label_file: Labels of a TFRecord folder, if not its only *.labels file.
+        label_file: Labels of a TFRecord folder, if not its only *.labels file; a .csv or .json file with the
+            labels of images, if not labels.csv or dataset.json beside them.
         label_attr: Attribute of an .npz file that serves as label ('attr/<name>' there).
         max_images: Use the first images only.
+        label_sampling: Labels that the generator is trained with: 'data' as frequent as in the data set,
+            'uniform' each label that occurs as often as any other.
+        skip_bad: Leave out records and images that are damaged or do not fit, with a warning, instead of
+            stopping. What is found out at the start does not count at all; later the next good image of the
+            order takes the place of a bad one, so that a run still resumes exactly.
+        channels: Of a folder or zip of images: 1 (gray), 3 (RGB) or 4 (RGBA). None: 1 if all are gray,
+            else 3.
 
     Errors: UserError, naming the file and what is wrong with it.
     """
     dataset = tfrecord_dir if dataset is None else dataset
-    options = dict(resolution=resolution, max_label_size=max_label_size, max_images=max_images, seed=seed)
+    options = dict(resolution=resolution, max_label_size=max_label_size, max_images=max_images, seed=seed,
+                   label_sampling=label_sampling)
     path = _find(data_dir, dataset)
     if path is None:
         path = str(pathlib.Path(__file__).parent / 'data' / f'{EMBEDDED_NAME}.npz')
         label_attr = label_attr or EMBEDDED_LABEL_ATTR
     is_dir, names = _list(path)
     is_npz = not is_dir and path.lower().endswith('.npz')
+    is_zip = not is_dir and path.lower().endswith('.zip')
     is_tfrecord = is_dir and any(name.endswith('.tfrecords') for name in names)
     if label_attr and not is_npz:
         raise UserError(f'label_attr={label_attr!r} needs an .npz file with attributes; {path} is not one.')
-    if label_file and not is_tfrecord:
-        raise UserError(f'label_file={label_file!r} goes with a folder of .tfrecords files; {path} is none.')
+    if label_file and is_npz:
+        raise UserError(f'label_file={label_file!r} goes with a folder or zip; {path} has labels inside, see '
+                        'label_attr.')
+    if channels and (is_npz or is_tfrecord):
+        raise UserError(f'channels={channels} goes with a folder or zip of images; {path} has the channels '
+                        'that it was written with.')
     if is_tfrecord:
-        found = TFRecordDataset(path, label_file=label_file, **options)
-    elif is_dir:
-        found = ImageFolderDataset(path, **options)
+        found = TFRecordDataset(path, label_file=label_file, skip_bad=skip_bad, **options)
+    elif is_dir or is_zip:
+        found = ImageFolderDataset(path, label_file=label_file, skip_bad=skip_bad, channels=channels,
+                                   **options)
     elif is_npz:
         found = NpzDataset(path, label_attr=label_attr, **options)
     else:
         advice = 'give the folder that holds it' if path.endswith('.tfrecords') else 'unpack or convert it'
-        raise UserError(f'{path} is a file; expected a folder of .tfrecords files, a folder of images or an '
-                        f'.npz file: {advice}.')
+        raise UserError(f'{path} is a file; expected a folder of .tfrecords files, a folder or zip of images '
+                        f'or an .npz file: {advice}.')
+    found.path = path
     if verbose:
-        _describe(found, path)
+        describe(found)
     return found
+
+
+# A data set that was opened to look at it, for the run that follows: a folder of very many images takes its
+# time to look through. (arguments, data set).
+_kept: list[tuple[str, Dataset]] = []
+
+
+def keep_open(opened: Dataset, /, **arguments: Any) -> None:
+    """Leaves an open data set to the next call of `opened_dataset` with the same arguments."""
+    for _, other in _kept:
+        if other is not opened:
+            other.close()
+    _kept[:] = [(repr(sorted(arguments.items())), opened)]
+
+
+def opened_dataset(**arguments: Any) -> Dataset:
+    """`load_dataset`, or the data set that was kept open with these arguments; it is the caller's then."""
+    key = repr(sorted(arguments.items()))
+    for kept, opened in _kept:
+        if kept == key:
+            _kept.clear()
+            return opened
+    return load_dataset(**arguments)
 
 
 def _find(data_dir: str | None, dataset: str | None) -> str | None:
@@ -103,10 +149,13 @@ def _list(path: str) -> tuple[bool, list[str]]:
     return False, []
 
 
-def _describe(dataset: Dataset, path: str) -> None:
-    print(f'Data set {dataset.name} from {path}')
+def describe(dataset: Dataset) -> None:
+    """Prints what a data set holds, the number of images of every class among it."""
+    print(f'Data set {dataset.name} from {dataset.path}')
     print(f'Images: {len(dataset)}, shape [C, H, W] = {dataset.shape}, dynamic range {dataset.dynamic_range}')
     print(f'Label size: {dataset.label_size}')
+    if dataset.label_size and dataset.label_sampling != 'data':
+        print(f'Labels of generated images: {dataset.label_sampling}, one of {len(dataset.label_table)}')
     for name, count in dataset.class_counts().items():
         print(f'  class {name}: {count} images')
 

@@ -1,18 +1,23 @@
-"""What all data sets share: labels, the order of images, minibatches, reading ahead."""
+"""What all data sets share: labels, the order of images, minibatches, images that are left out."""
 
 import functools
 import hashlib
-import queue
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from dnnlib.util import UserError
+from training.prefetch import Prefetcher
 
 EMBEDDED_NAME = 'pixelart32'    # The data set that comes with the project.
 
+LABEL_SAMPLING = ('data', 'uniform')    # See `Dataset.label_table`.
+
+_MAX_WARNINGS = 10          # Bad images that are told one by one.
+_READ_THREADS = 2           # Minibatches that are read at the same time; large images have more threads each.
 _MIRROR_BLOCK = 4096        # Positions whose mirror bits come from one generator.
 _MIRROR_STREAM = 1 << 63    # Keeps the keys of mirror bits apart from the keys of epochs.
 
@@ -58,8 +63,11 @@ def check_max_label_size(value: Any) -> int | str:
 def check_image_size(width: int, height: int, what: str) -> None:
     """Errors: UserError unless the images are square with a side that is a power of two, 4 or larger."""
     if width != height or width < 4 or width & (width - 1):
+        side = max(1 << (min(width, height).bit_length() - 1), 4)
+        crop = '' if width == height else ' --transform=center-crop'
         raise UserError(f'{what} has {width}x{height} pixels; expected a square with a side that is a power '
-                        'of two, 4 or larger. Crop or resize the images.')
+                        'of two, 4 or larger. Make such a data set: python dataset_tool.py '
+                        f'create_from_images NEW_DATASET IMAGES{crop} --resolution={side}')
 
 
 def check_resolution(resolution: int | None, available: int, what: str) -> int:
@@ -93,6 +101,8 @@ class Dataset:
         max_label_size: 0 = no labels, 'full' = all components, n = the first n components.
         seed: Default seed of the order of images.
         how_to_label: Advice for the user who asked for labels where there are none.
+        label_sampling: 'data' or 'uniform', see `label_table`.
+        skip_bad: Put another image in the place of one that cannot be read.
 
     Errors: UserError for labels that are missing or do not fit the images.
     """
@@ -107,8 +117,13 @@ class Dataset:
         max_label_size: int | str = 0,
         seed: int = 0,
         how_to_label: str = 'Train without labels.',
+        label_sampling: str = 'data',
+        skip_bad: bool = False,
     ) -> None:
         max_label_size = check_max_label_size(max_label_size)
+        if label_sampling not in LABEL_SAMPLING:
+            raise UserError(f'label_sampling must be one of {", ".join(LABEL_SAMPLING)}; received '
+                            f'{label_sampling!r}')
         if max_label_size and (labels is None or labels.shape[1] == 0):
             raise UserError(f'data set {name}: labels were asked for (max_label_size={max_label_size!r}), '
                             f'but there are none. {how_to_label}')
@@ -117,6 +132,7 @@ class Dataset:
         if max_label_size and max_label_size != 'full':
             labels = labels[:, :max_label_size]
         self.name = name
+        self.path = name            # Where it lies; `load_dataset` knows.
         self.shape = [int(size) for size in shape]
         self.resolution = self.shape[1]
         self.resolution_log2 = self.resolution.bit_length() - 1
@@ -129,16 +145,24 @@ class Dataset:
         self.label_names = [str(i) for i in range(self.label_size)]
         if label_names is not None:
             self.label_names = [str(label) for label in label_names[:self.label_size]]
+        self.label_sampling = label_sampling
+        self.skip_bad = skip_bad
+        self.bad_images = set()     # Indices of all that could not be read.
+        self._bad_at = {}           # lod → those that cannot be read there: levels may be files of their own.
+        self._bad_lock = threading.Lock()
         self.seed = seed
         self._random = np.random.RandomState(seed % 2**32)
         self._cursor = 0
         self._orders = {}
+        self._order_lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.num_images
 
     def close(self) -> None:
         """Releases open files."""
+        if len(self.bad_images) > _MAX_WARNINGS:
+            print(f'{len(self.bad_images)} bad images of data set {self.name} were left out.')
 
     def _read_images(self, indices: np.ndarray, lod: int) -> np.ndarray:
         raise NotImplementedError
@@ -151,9 +175,14 @@ class Dataset:
             lod: Level of detail: images come 2^lod times smaller (2×2 averages).
 
         Returns: images uint8 [n, H, W, C], labels float32 [n, label_size].
-        Errors: IndexError for an index out of range, UserError for a damaged file.
+        Errors: IndexError for an index out of range, UserError for a damaged file. With skip_bad, the next
+            good image takes the place of one that cannot be read.
         """
         indices = np.asarray(indices, np.int64).reshape(-1)
+        return self._read(indices, lod, lambda i, attempt: int(indices[i] + attempt) % self.num_images)
+
+    def _read(self, indices: np.ndarray, lod: int, replacement: Callable[[int, int], int]):
+        """`read`, where replacement(i, attempt) is what to take if attempts for the i-th image failed."""
         if indices.size and (indices.min() < 0 or indices.max() >= self.num_images):
             raise IndexError(f'data set {self.name} holds images 0 to {self.num_images - 1}; '
                              f'received indices from {indices.min()} to {indices.max()}')
@@ -162,7 +191,69 @@ class Dataset:
         if not indices.size:
             size = self.resolution >> lod
             return np.zeros([0, size, size, self.shape[0]], np.uint8), self.labels[indices]
-        return self._read_images(indices, int(lod)), self.labels[indices]
+        if not self.skip_bad:
+            return self._read_images(indices, int(lod)), self.labels[indices]
+        images, indices = self._read_good(indices, int(lod), replacement)
+        return images, self.labels[indices]
+
+    def _read_good(self, indices: np.ndarray, lod: int, replacement: Callable[[int, int], int]):
+        """Images without the bad ones, and the indices that they have.
+
+        What is bad depends on the files alone, not on what was read before, and so does the result.
+        """
+        bad = self._bad_at.setdefault(lod, set())
+        indices, attempts = indices.copy(), [0] * len(indices)
+        while True:
+            for i in range(len(indices)):
+                while int(indices[i]) in bad:
+                    if len(bad) >= self.num_images:
+                        raise UserError(f'data set {self.name}: none of its {self.num_images} images can be '
+                                        'read; see the warnings above.')
+                    attempts[i] += 1
+                    indices[i] = replacement(i, attempts[i])
+            try:
+                return self._read_images(indices, lod), indices
+            except UserError as error:
+                if not self._find_bad(indices, lod):
+                    raise error
+
+    def _find_bad(self, indices: np.ndarray, lod: int) -> int:
+        """Looks for the bad ones among some images, of which there is at least one; returns their number."""
+        found = 0
+        for index in np.unique(indices).tolist():
+            try:
+                self._read_images(np.array([index]), lod)
+            except UserError as error:
+                found += 1
+                with self._bad_lock:
+                    self._bad_at[lod].add(index)
+                    if index not in self.bad_images:
+                        self.bad_images.add(index)
+                        self._warn(f'left out: {error}', len(self.bad_images))
+        return found
+
+    def _warn(self, text: str, count: int) -> None:
+        """Tells of the `count`-th bad image."""
+        text = text.replace(', or leave such records out with --skip-bad', '')
+        if count <= _MAX_WARNINGS:
+            print(f'Warning: {text}')
+        if count == _MAX_WARNINGS:
+            print('Warning: more bad images are only counted, not named.')
+        elif count in (100, 1000, 10000, 100000):
+            print(f'Warning: {count} bad images of data set {self.name} were left out so far.')
+
+    @functools.cached_property
+    def label_table(self) -> np.ndarray:
+        """Labels that a generator draws from, each row as likely as any other.
+
+        With label_sampling 'data', those of all images: classes are as frequent as in the data, as
+        officially. With 'uniform', every label that occurs stands there once.
+
+        Returns: float32 [rows, label_size].
+        """
+        if self.label_sampling == 'data' or not self.label_size:
+            return self.labels
+        return np.unique(self.labels, axis=0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -200,13 +291,14 @@ class Dataset:
         a bit generator never change, which it does not for `permutation`: so a run resumes exactly on any
         version."""
         key = (seed, epoch)
-        order = self._orders.get(key)
-        if order is None:
-            raw = _philox(seed, epoch).random_raw(self.num_images)
-            order = np.argsort(raw, kind='stable')
-            if len(self._orders) >= 2:      # A minibatch may lie across the border of two epochs.
-                self._orders = {k: v for k, v in self._orders.items() if k == (seed, epoch - 1)}
-            self._orders[key] = order
+        with self._order_lock:
+            order = self._orders.get(key)
+            if order is None:
+                raw = _philox(seed, epoch).random_raw(self.num_images)
+                order = np.argsort(raw, kind='stable')
+                if len(self._orders) >= 2:      # A minibatch may lie across the border of two epochs.
+                    self._orders = {k: v for k, v in self._orders.items() if k == (seed, epoch - 1)}
+                self._orders[key] = order
         return order
 
     def order(self, position: int, n: int, seed: int | None = None) -> np.ndarray:
@@ -255,6 +347,9 @@ class Dataset:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless minibatches from position `start` on.
 
+        With skip_bad, the image at the next position of the order takes the place of one that cannot be
+        read, mirrored as the one that it replaces: still a function of seed and position alone.
+
         Args:
             start: Number of images shown before; continues a run exactly.
             minibatch_size: Size of the minibatch over all shards.
@@ -267,107 +362,49 @@ class Dataset:
         minibatch_size / count.
         Errors: UserError if the shards do not divide the minibatch.
         """
+        part = self._shard_size(minibatch_size, shard)
+        starts = itertools.count(start + shard[0] * part, minibatch_size)
+        return (self._minibatch(position, part, seed, mirror_augment, lod) for position in starts)
+
+    def _shard_size(self, minibatch_size: int, shard: tuple[int, int]) -> int:
         index, count = shard
         if minibatch_size < 1 or count < 1 or minibatch_size % count:
             raise UserError(f'a minibatch of {minibatch_size} images cannot be split evenly over {count} '
                             'readers; choose a multiple.')
         if not 0 <= index < count:
             raise ValueError(f'shard must be (index, count) with 0 <= index < count; received {shard}')
-        part = minibatch_size // count
-        return self._minibatches(start, minibatch_size, seed, mirror_augment, index, part, lod)
+        return minibatch_size // count
 
-    def _minibatches(self, start, minibatch_size, seed, mirror_augment, index, size, lod):
-        while True:
-            position = start + index * size
-            images, labels = self.read(self.order(position, size, seed), lod)
-            if mirror_augment:
-                flips = self.mirror_flips(position, size, seed)
-                images[flips] = images[flips, :, ::-1]
-            yield images, labels
-            start += minibatch_size
+    def _minibatch(self, position: int, size: int, seed: int | None, mirror_augment: bool, lod: int):
+        """Images and labels at the given positions of the training."""
+        images, labels = self._read(self.order(position, size, seed), lod,
+                                    lambda i, attempt: int(self.order(position + i + attempt, 1, seed)[0]))
+        if mirror_augment:
+            for i in np.flatnonzero(self.mirror_flips(position, size, seed)):
+                for channel in range(images.shape[3]):      # Much faster than all channels at once.
+                    images[i, :, :, channel] = images[i, :, ::-1, channel]
+        return images, labels
 
-    def prefetch_minibatches(self, *args: Any, depth: int = 2, **kwargs: Any) -> 'Prefetcher':
-        """`minibatches`, read up to `depth` minibatches ahead by a background thread. Close it when done."""
-        return Prefetcher(self.minibatches(*args, **kwargs), depth)
+    def prefetch_minibatches(
+        self,
+        start: int,
+        minibatch_size: int,
+        seed: int | None = None,
+        mirror_augment: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        lod: int = 0,
+        depth: int = 2,
+    ) -> Prefetcher:
+        """`minibatches` in the same order, read up to `depth` ahead by threads. Close it when done.
 
+        Threads with random access are the whole pipeline: measured by benchmarks/data.py, they feed what a
+        tf.data loop does that only reads and decodes in the order of the files. A tf.data pipeline would hold
+        the order in its own state, in buffers of shuffled images; here a position is the state.
+        """
+        part = self._shard_size(minibatch_size, shard)
 
-class _Failure:
-    """An exception, or the end, on its way from the reading thread to the consumer."""
+        def load(position):
+            return self._minibatch(position, part, seed, mirror_augment, lod)
+        starts = itertools.count(start + shard[0] * part, minibatch_size)
+        return Prefetcher(starts, depth, load, _READ_THREADS)
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _read_ahead(source: Iterator, items: queue.Queue, stop: threading.Event) -> None:
-    """Body of the reading thread. A function, so that the thread does not keep its Prefetcher alive."""
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-    try:
-        for item in source:
-            put(item)
-            if stop.is_set():
-                return
-        put(_Failure(StopIteration()))
-    except BaseException as error:  # Whatever it is, it is raised again where the data is used.
-        put(_Failure(error))
-
-
-class Prefetcher:
-    """Iterator that reads ahead of its consumer in a background thread.
-
-    An exception of the source is raised to the consumer after the items before it. Also a context manager.
-
-    Args:
-        source: Iterator; used by the thread alone from now on.
-        depth: Most items that wait in the queue, ≥ 1.
-    """
-
-    def __init__(self, source: Iterator, depth: int = 2) -> None:
-        if depth < 1:
-            raise ValueError(f'depth must be 1 or larger; received {depth}')
-        self._items = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=_read_ahead, args=(source, self._items, self._stop),
-                                        name='prefetch', daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> 'Prefetcher':
-        return self
-
-    def __next__(self) -> Any:
-        item = self._wait()
-        if isinstance(item, _Failure):
-            self.close()
-            raise item.error
-        return item
-
-    def _wait(self) -> Any:
-        while not self._stop.is_set():
-            try:
-                return self._items.get(timeout=0.5)
-            except queue.Empty:
-                continue    # Another thread may have closed this in the meantime.
-        return _Failure(StopIteration())
-
-    def close(self) -> None:
-        """Stops the thread and waits for it; waiting items are dropped. May be called twice."""
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        while not self._items.empty():
-            self._items.get_nowait()
-
-    def __enter__(self) -> 'Prefetcher':
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, '_stop'):      # Without waiting: at the end of the program the thread may be gone.
-            self._stop.set()

@@ -6,6 +6,9 @@ drawn, their gradients are averaged over rounds and replicas, and one Adam step 
 of a piece depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a
 run can be resumed exactly, and N replicas compute what one replica computes in N rounds.
 
+Weights that are frozen (see `training.freeze`) get no gradient and no slots of the optimizer; the moving
+average treats them like all others.
+
 Growing networks have traced functions of their own for every stage (see `training.growing`); what fades is a
 variable, `lod`. Images then have the size of the stage: nothing is enlarged only to be averaged again.
 """
@@ -13,7 +16,7 @@ variable, `lod`. Images then have the size of the stage: nothing is enlarged onl
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from training.context import StepContext
 from training.dataset import process_reals
+from training.freeze import frozen_names
 from training.growing import Stage, stage_of
 from training.optimizer import Optimizer
 from training.replica import local_assign, local_handle, local_read, unwrap
@@ -126,6 +130,8 @@ class Trainer:
         D_reg_interval: int | None = 16,        # Minibatches per regularization of D.
         D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
         seed: int = 1000,
+        G_freeze: Sequence[str] | None = None,  # What of G is not trained, see training.freeze.frozen_names.
+        D_freeze: Sequence[str] | int | None = None,    # ... of D.
     ):
         if G.grows != D.grows:
             raise UserError('G and D must both be growing networks, or neither. '
@@ -137,6 +143,7 @@ class Trainer:
         self.num_replicas = strategy.num_replicas_in_sync
         self.label_table = tf.constant(labels, tf.float32) if labels is not None and labels.shape[1] else None
         self.intervals = {'G': G_reg_interval, 'D': D_reg_interval}
+        self.frozen = {'G': frozen_names(G, G_freeze, 'G_freeze'), 'D': frozen_names(D, D_freeze, 'D_freeze')}
         with strategy.scope():
             self.loss_state = {name: tf.Variable(value, dtype=tf.float32, trainable=False)
                                for loss in (G_loss, D_loss)
@@ -158,7 +165,8 @@ class Trainer:
     def _make_optimizer(self, role: str, network, args: dict) -> Optimizer:
         beta1, beta2 = args.get('beta1', 0.0), args.get('beta2', 0.99)
         _, beta1, beta2 = lazy_regularization(1.0, beta1, beta2, self._lazy_ratio(role))
-        named = network.named_trainables()
+        named = {name: variable for name, variable in network.named_trainables().items()
+                 if name not in self.frozen[role]}
         return Optimizer(f'Train{role}', list(named.values()), beta1=beta1, beta2=beta2,
                          epsilon=args.get('epsilon', 1e-8), variable_names=list(named))
 
@@ -206,24 +214,42 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.reset()
 
+    @functools.cached_property
+    def reader(self) -> tuple[int, int]:
+        """(index, count): which of `count` equal parts of each minibatch this process reads.
+
+        Of several workers each reads what its own replicas process; without them it is (0, 1).
+        """
+        if self.num_replicas == 1:
+            return 0, 1
+        local = []
+
+        def of_replica(ctx):
+            local.append(ctx.replica_id_in_sync_group)
+            return tf.zeros([])
+        self.strategy.experimental_distribute_values_from_function(of_replica)
+        return min(local) // len(local), self.num_replicas // len(local)
+
     def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
              G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
         """One minibatch: all phases that are due, in their order; after D the moving average of G.
 
         Args:
             step: Number of minibatches before this one.
-            images: uint8 [minibatch_size, H, W, C], the reals of the discriminator, at the level floor(lod).
-            labels: float32 [minibatch_size, label_size].
+            images: uint8 [N, H, W, C], the reals of the discriminator, at the level floor(lod); of several
+                workers, this one's part of the minibatch (see `reader`).
+            labels: float32 [N, label_size].
             minibatch_gpu: Samples that one replica processes at a time.
             G_lrate, D_lrate: Learning rates before the adjustment for lazy regularization.
             ema_beta: Decay of the moving average of G.
 
         Returns one {name: moments} per call of a traced function, to be summed up (`training.context`).
         """
-        rounds, rest = divmod(len(images), minibatch_gpu * self.num_replicas)
+        minibatch_size = len(images) * self.reader[1]
+        rounds, rest = divmod(minibatch_size, minibatch_gpu * self.num_replicas)
         if rest or not rounds:
             raise UserError('minibatch_size must be a multiple of minibatch_gpu times the number of '
-                            f'replicas, {minibatch_gpu} x {self.num_replicas}. Received: {len(images)}')
+                            f'replicas, {minibatch_gpu} x {self.num_replicas}. Received: {minibatch_size}')
         lrates = {'G': self.learning_rate('G', G_lrate), 'D': self.learning_rate('D', D_lrate)}
         reports = []
         for phase in self.phases:
@@ -258,9 +284,11 @@ class Trainer:
 
     def _distribute(self, images, labels, minibatch_gpu, rounds, index):
         """The piece of the minibatch that each replica processes in round `index`."""
+        first = self.reader[0] * self.num_replicas // self.reader[1]
+
         def piece(array):
             def of_replica(ctx):
-                begin = (ctx.replica_id_in_sync_group * rounds + index) * minibatch_gpu
+                begin = ((ctx.replica_id_in_sync_group - first) * rounds + index) * minibatch_gpu
                 return tf.convert_to_tensor(array[begin:begin + minibatch_gpu])
             if self.num_replicas == 1:
                 return tf.convert_to_tensor(array[index * minibatch_gpu:(index + 1) * minibatch_gpu])
@@ -292,9 +320,11 @@ class Trainer:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
         ctx = StepContext(seed, self.label_table, self.loss_state, self.stage)
         reals = self._process_reals(images) if phase.needs_reals else None
-        with tf.GradientTape() as tape:
-            total = phase.total(ctx, minibatch_gpu, reals, labels)
         sources = [unwrap(variable) for variable in phase.optimizer.variables]
+        # What is not trained, the other network included, is not even recorded.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            total = phase.total(ctx, minibatch_gpu, reals, labels)
         gradients = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return gradients, ctx.updates, ctx.reports
 

@@ -16,7 +16,8 @@ from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
 from training.configs import configs_with, network_names
-from training.dataset import Dataset, load_dataset
+from training.dataset import Dataset, describe, keep_open, opened_dataset
+from training.freeze import frozen_names
 from training.misc import snapshot_grid_size
 from training.schedule import ema_beta, kimg_at_lod, training_schedule
 from training.snapshots import (
@@ -63,6 +64,8 @@ def training_loop(
     seed: int = 1000,                       # Of initial weights, data order and all random numbers.
     num_gpus: int = 1,                      # Number of replicas.
     strategy: str = 'auto',                 # See training.trainer.make_strategy.
+    G_freeze: list | None = None,           # What of G is not trained: names, see training.freeze.
+    D_freeze: list | int | None = None,     # ... of D: names, or a number of its highest resolutions.
 ) -> EasyDict:
     """Trains a network, writing everything to the run directory.
 
@@ -76,7 +79,8 @@ def training_loop(
     distribution = make_strategy(num_gpus, strategy)
     tflib.init_tf()
     keras.utils.set_random_seed(seed % 2 ** 32)
-    training_set = load_dataset(data_dir=data_dir, verbose=True, seed=seed, **(dataset_args or {}))
+    training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
+    describe(training_set)
     sched_args = dict(sched_args or {}, resolution_log2=training_set.resolution_log2, num_gpus=num_gpus)
 
     initial_pkl = resume_pkl
@@ -86,9 +90,10 @@ def training_loop(
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer,
                           *_loss_of(G_loss_args), *_loss_of(D_loss_args),
-                          G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.labels,
+                          G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.label_table,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
-                          D_reg_interval=D_reg_interval, D_first=D_first, seed=seed)
+                          D_reg_interval=D_reg_interval, D_first=D_first, seed=seed, G_freeze=G_freeze,
+                          D_freeze=D_freeze)
 
     # Everything about the run that is neither a variable nor an argument.
     start_nimg = 0 if has_checkpoint(ctx.run_dir) else int(
@@ -114,6 +119,7 @@ def training_loop(
     if stored is None:
         G.print_layers()
         D.print_layers()
+        _print_frozen(trainer)
         writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
         writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
         sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
@@ -149,7 +155,7 @@ def training_loop(
                     batches.close()
                 batch_kind = batch_size, lod_floor = sched.minibatch_size, int(sched.lod)
                 batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment,
-                                                            lod=lod_floor)
+                                                            shard=trainer.reader, lod=lod_floor)
             reals, labels = next(batches)
             beta = ema_beta(batch_size, G_smoothing_kimg) if G_smoothing is None else G_smoothing
             reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate,
@@ -206,17 +212,17 @@ def check_arguments(
     data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
     grid_args: dict | None = None, G_args: dict | None = None, D_args: dict | None = None,
     D_loss_args: dict | None = None, resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1,
-    strategy: str = 'auto', **_others: Any,
+    strategy: str = 'auto', G_freeze: list | None = None, D_freeze: list | int | None = None, **_others: Any,
 ) -> None:
     """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
 
     Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
     an unknown size of the sample grid, labels that a loss does not look at, or a snapshot that does not fit
-    the data set or the configuration.
+    the data set or the configuration or does not have what is to be frozen.
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
-    training_set = load_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
+    training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
         if training_set.label_size:
@@ -232,8 +238,12 @@ def check_arguments(
             networks = load_networks(resume_pkl)
             _check_config(networks, dict(G_args=G_args, D_args=D_args), resume_pkl)
             _check_networks(networks, training_set, resume_pkl)
-    finally:
+            frozen_names(networks[0].layer, G_freeze, 'G_freeze')
+            frozen_names(networks[1].layer, D_freeze, 'D_freeze')
+    except BaseException:
         training_set.close()
+        raise
+    keep_open(training_set, data_dir=data_dir, seed=seed, **(dataset_args or {}))
 
 
 def _minibatches_gpu(sched_args: dict) -> list[int]:
@@ -321,6 +331,15 @@ def _loss_of(args: dict) -> tuple:
     """The loss function and its keyword arguments."""
     kwargs = dict(args)
     return get_obj_by_name(kwargs.pop('func_name')), kwargs
+
+
+def _print_frozen(trainer: Trainer) -> None:
+    """One line per network of which a part is not trained."""
+    for role, network in (('G', trainer.G), ('D', trainer.D)):
+        if trainer.frozen[role]:
+            layers = dict.fromkeys(name.rpartition('/')[0] or name for name in trainer.frozen[role])
+            print(f'Not trained: {len(trainer.frozen[role])} of {len(network.named_trainables())} weights of '
+                  f'{role}: {", ".join(layers)}')
 
 
 def _collect(reports: list[dict]) -> None:
