@@ -20,9 +20,9 @@ FILTERS = ('box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 def _create(source: Any, tfrecord_dir: str, options: dict, shuffle: bool | None = None,
             recipe: dict | None = None) -> int:
     """Converts a source; shuffle=None is as the official command of the source does it."""
-    from training.dataset_commands import convert_and_report
-    from training.dataset_conversion import Interrupted, Options
-    from training.dataset_writer import SHUFFLE_SEED
+    from training.datasets.commands import convert_and_report
+    from training.datasets.conversion import Interrupted, Options
+    from training.datasets.writer import SHUFFLE_SEED
     shuffle = source.shuffled if shuffle is None else shuffle
     options = Options(**options, shuffle_seed=SHUFFLE_SEED if shuffle else None)
     try:
@@ -34,37 +34,37 @@ def _create(source: Any, tfrecord_dir: str, options: dict, shuffle: bool | None 
 
 
 def _archive(name: str, folder: str) -> Any:
-    """The function of a command that converts what lies in `folder` by `dataset_archives.<name>`."""
+    """The function of a command that converts what lies in `folder` by `archives.<name>`."""
     def command(tfrecord_dir: str, **kwargs: Any) -> int:
-        from training import dataset_archives
+        from training.datasets import archives
         options = {key: kwargs.pop(key) for key in _RECORD_FLAGS}
         _check_target(tfrecord_dir, options['overwrite'])
         if not name.startswith('lsun'):     # Those are too large to be listed just to leave most of them out.
             options['max_images'] = kwargs.pop('max_images', None)
-        return _create(getattr(dataset_archives, name)(kwargs.pop(folder), **kwargs), tfrecord_dir, options)
+        return _create(getattr(archives, name)(kwargs.pop(folder), **kwargs), tfrecord_dir, options)
     return command
 
 
 def _create_celebahq(tfrecord_dir: str, celeba_dir: str, delta_dir: str | None, num_threads: int | None,
                      num_tasks: int | None, **options: Any) -> int:
-    from training import dataset_archives
+    from training.datasets import archives
     del num_tasks       # The number of tasks at a time follows from that of the processes.
     _check_target(tfrecord_dir, options['overwrite'])
     options['workers'] = options['workers'] or num_threads
-    return _create(dataset_archives.celebahq(celeba_dir, delta_dir), tfrecord_dir, options)
+    return _create(archives.celebahq(celeba_dir, delta_dir), tfrecord_dir, options)
 
 
 def _create_from_hdf5(tfrecord_dir: str, hdf5_filename: str, shuffle: bool, **options: Any) -> int:
-    from training import dataset_archives
+    from training.datasets import archives
     _check_target(tfrecord_dir, options['overwrite'])
-    return _create(dataset_archives.hdf5(hdf5_filename), tfrecord_dir, options, shuffle)
+    return _create(archives.hdf5(hdf5_filename), tfrecord_dir, options, shuffle)
 
 
 def _create_from_images(tfrecord_dir: str, image_dir: str, shuffle: bool, labels: str, transform: str,
                         width: int | None, height: int | None, resolution: int | None, resize_filter: str,
                         channels: str | None, background: Any, **options: Any) -> int:
-    from training.image_files import ImageOptions
-    from training.image_folder import image_folder
+    from training.datasets.image_files import ImageOptions
+    from training.datasets.image_folder import image_folder
     if resolution and (width or height):
         raise UserError('--resolution is --width and --height in one; give it or them')
     image_options = ImageOptions(
@@ -77,7 +77,7 @@ def _create_from_images(tfrecord_dir: str, image_dir: str, shuffle: bool, labels
 
 
 def _pack(tfrecord_dir: str, source: str, **kwargs: Any) -> int:
-    from training.dataset_commands import DatasetSource, is_records
+    from training.datasets.commands import DatasetSource, is_records
     if not (is_records(source) or source.lower().endswith('.npz') or source == 'pixelart32'):
         return _create_from_images(tfrecord_dir, source, **kwargs)
     defaults = {name: default for name, _, _, default in _IMAGE_FLAGS}
@@ -92,17 +92,17 @@ def _pack(tfrecord_dir: str, source: str, **kwargs: Any) -> int:
 
 def _check_target(tfrecord_dir: str, overwrite: bool) -> None:
     """Before archives are read, which takes a while: UserError where the data set cannot be put."""
-    from training.dataset_workspace import check_target, target_folder
+    from training.datasets.workspace import check_target, target_folder
     check_target(target_folder(tfrecord_dir), overwrite)
 
 
 # Commands that read one.
 
 def _reader(name: str) -> Any:
-    """The function of a command of `dataset_commands`."""
+    """The function of a command of `training.datasets.commands`."""
     def command(**kwargs: Any) -> Any:
-        from training import dataset_commands
-        return getattr(dataset_commands, name)(**kwargs)
+        from training.datasets import commands
+        return getattr(commands, name)(**kwargs)
     return command
 
 

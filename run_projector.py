@@ -19,14 +19,14 @@ def project_generated_images(
     truncation_psi: float = 1.0,                # Truncation trick of the target images.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # training.projection.Options.
+    **options: Any,                             # See _options.
 ) -> None:
     """Draws images and finds them again in the latent space of their generator."""
     del submit_config
     from training import projection
     network, label = _load_generator(network_pkl, generator, class_idx)
     projection.project(network, label, _draw(network, label, seeds, truncation_psi),
-                       [f'seed{seed:04d}' for seed in seeds], projection.Options(**options))
+                       [f'seed{seed:04d}' for seed in seeds], _options(**options))
 
 
 def project_real_images(
@@ -37,7 +37,7 @@ def project_real_images(
     num_images: int = 3,                        # Its first images are projected.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # training.projection.Options.
+    **options: Any,                             # See _options.
 ) -> None:
     """Projects images of a data set."""
     del submit_config
@@ -45,7 +45,7 @@ def project_real_images(
     network, label = _load_generator(network_pkl, generator, class_idx)
     images = _read(network, data_dir, dataset, num_images)
     projection.project(network, label, images, [f'image{i:04d}' for i in range(len(images))],
-                       projection.Options(**options))
+                       _options(**options))
 
 
 def project_images(
@@ -55,7 +55,7 @@ def project_images(
     initial: Sequence[str] | None = None,       # Files of latents to go on from, one for each.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # training.projection.Options.
+    **options: Any,                             # See _options.
 ) -> None:
     """Projects image files, cut to the middle and resized to the size of the network."""
     del submit_config
@@ -63,7 +63,7 @@ def project_images(
     network, label = _load_generator(network_pkl, generator, class_idx)
     latents = initial and [projection.load_latents(path, network) for path in initial]
     projection.project(network, label, _load_targets(targets, network), _prefixes(targets),
-                       projection.Options(**options), latents)
+                       _options(**options), latents)
 
 
 def detect(
@@ -76,7 +76,7 @@ def detect(
     truncation_psi: float = 1.0,                # Truncation trick of the generated ones.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # training.projection.Options.
+    **options: Any,                             # See _options.
 ) -> None:
     """Says of image files whether the network has made them."""
     del submit_config
@@ -85,7 +85,15 @@ def detect(
     projection.detect(network, label, _load_targets(targets, network), _prefixes(targets),
                       _draw(network, label, range(num_references), truncation_psi),
                       _read(network, data_dir, dataset, num_references),
-                      projection.Options(num_snapshots=0, **options))
+                      _options(num_snapshots=0, **options))
+
+
+def _options(weights_dir: str | None = None, **options: Any) -> Any:
+    """training.projection.Options, once the folder with the weights of the distance is known."""
+    from metrics import weights
+    from training import projection
+    weights.set_weights_dir(weights_dir)
+    return projection.Options(**options)
 
 
 def _draw(network: Any, label: Any, seeds: Sequence[int], psi: float) -> Any:
@@ -121,7 +129,7 @@ def _load_targets(paths: Sequence[str], network: Any) -> Any:
     """Image files as the network would draw them: uint8 [N, C, H, W], the middle of each picture, resized."""
     import numpy as np
 
-    from training.image_files import ImageOptions, load_image
+    from training.datasets.image_files import ImageOptions, load_image
     _, channels, height, width = network.output_shape
     options = ImageOptions(channels, background=(255, 255, 255), transform='center-crop', width=width,
                            height=height)
@@ -130,7 +138,7 @@ def _load_targets(paths: Sequence[str], network: Any) -> Any:
 
 def _find_targets(paths: Sequence[str], flag: str = '--target') -> list[str]:
     """The image files of a list of files and folders, in order, folders by name."""
-    from training.image_files import IMAGE_EXTENSIONS
+    from training.datasets.image_files import IMAGE_EXTENSIONS
     found = []
     for path in paths:
         path = os.path.expanduser(path)
@@ -157,11 +165,21 @@ def _prefixes(paths: Sequence[str]) -> list[str]:
 
 def _check(network: str, options: dict[str, Any]) -> Any:
     flags.use_custom_ops(options.pop('custom_ops'))
+    _check_distance(options)
     network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
     if options['save_video']:
         from training.video import check_video
         check_video()
     return network_obj
+
+
+def _check_distance(options: dict[str, Any]) -> None:
+    """Chooses a distance where none is given, and sees whether its weights are there and sound."""
+    import projector
+    if options['weights_dir'] is not None:
+        options['weights_dir'] = os.path.abspath(options['weights_dir'])
+    options['distance'] = options['distance'] or projector.choose_distance(options['weights_dir'])
+    projector.find_distance(options['distance'], options['weights_dir'])
 
 
 def _generated_command(network: str, result_dir: str, **options: Any) -> None:
@@ -253,8 +271,10 @@ def make_parser() -> flags.Parser:
         add('num-steps', flags.positive_int, 'Steps of the optimization', default=1000)
         add('space', help='w: one latent for all layers; w+: one for each, closer but harder to edit',
             choices=['w', 'w+'], default='w')
-        add('distance', help='What is made small: l2 = mean squared difference of pixels', choices=['l2'],
-            default='l2')
+        add('distance', help='What is made small: lpips = LPIPS, by weights of VGG16; efflite0 = the same '
+            'idea with EfficientNet-Lite0, which a package brings; l2 = mean squared difference of pixels '
+            '(default: the first of these that is there)', choices=['lpips', 'efflite0', 'l2'])
+        add('weights-dir', flags.path, 'Folder with the weights of VGG16 (default: $STYLEGAN_WEIGHTS_DIR)')
         add('seed', flags.nonneg_int, 'Of the noise', default=0)
         add('batch', flags.positive_int, 'Images at a time; does not change them', default=4,
             dest='batch_size')

@@ -16,7 +16,7 @@ from dnnlib.submission.submit import to_plain
 from dnnlib.util import UserError, is_remote_path
 from pretrained_networks import check_path, is_address, local_file
 from training.configs import CONFIGS, find_config, find_preset, gamma_argument, growing_configs, merge
-from training.dataset_base import EMBEDDED_NAME, LABEL_SAMPLING
+from training.datasets.base import EMBEDDED_NAME, LABEL_SAMPLING
 
 EXAMPLES = [
     '%(prog)s --config=demo                     # the embedded data set, minutes on two CPU cores',

@@ -9,7 +9,7 @@ import numpy as np
 
 from dnnlib.util import UserError
 from tests.dataset_testutil import Base
-from training.archive_base import Source
+from training.datasets.archive_base import Source
 
 
 def read_all(source: Source) -> np.ndarray:

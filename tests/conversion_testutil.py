@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from dnnlib.util import UserError
-from training.image_files import LeftOutError
+from training.datasets.image_files import LeftOutError
 
 
 class FakeSource:

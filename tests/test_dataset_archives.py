@@ -20,9 +20,9 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from tests.archive_testutil import ArchiveBase, read_all
 from tests.dataset_testutil import random_images
-from training import archive_lsun, dataset_archives
-from training.archive_cifar import read_pickle
-from training.image_files import LeftOutError
+from training.datasets import archive_lsun, archives
+from training.datasets.archive_cifar import read_pickle
+from training.datasets.image_files import LeftOutError
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -40,7 +40,7 @@ class MnistTest(ArchiveBase):
 
     def test_mnist(self):
         images, labels = self.make()
-        source = dataset_archives.mnist(self.folder())
+        source = archives.mnist(self.folder())
         expected = np.zeros([30, 32, 32, 1], np.uint8)
         expected[:, 2:30, 2:30, 0] = images
         self.check_source(source, expected)
@@ -54,18 +54,18 @@ class MnistTest(ArchiveBase):
         for name, array in [('train-images-idx3-ubyte', images), ('train-labels-idx1-ubyte', labels)]:
             os.remove(self.path(name + '.gz'))
             self.write(name, idx(array))
-        self.assertAllEqual(dataset_archives.mnist(self.folder()).read(3)[2:30, 2:30, 0], images[3])
+        self.assertAllEqual(archives.mnist(self.folder()).read(3)[2:30, 2:30, 0], images[3])
 
     def test_rgb(self):
         """The triples are those of drawing them image after image."""
         self.make()
-        gray = read_all(dataset_archives.mnist(self.folder()))[..., 0]
+        gray = read_all(archives.mnist(self.folder()))[..., 0]
         random = np.random.RandomState(123)
         expected = np.stack([gray[random.randint(30, size=3)].transpose(1, 2, 0) for _ in range(50)])
-        source = dataset_archives.mnist_rgb(self.folder(), 50, 123)
+        source = archives.mnist_rgb(self.folder(), 50, 123)
         self.check_source(source, expected)
         self.assertIsNone(source.labels)
-        self.check_error(dataset_archives.mnist_rgb, self.folder(), 0, 1, fragments=('num_images',))
+        self.check_error(archives.mnist_rgb, self.folder(), 0, 1, fragments=('num_images',))
 
     def test_damage(self):
         images, labels = self.make()
@@ -82,10 +82,10 @@ class MnistTest(ArchiveBase):
                                (gzip.compress(idx(images[:, :20])), '28x28'),
                                (gzip.compress(idx(images[:20])), '30 labels')]:
             self.write('train-images-idx3-ubyte.gz', data)
-            self.check_error(dataset_archives.mnist, self.folder(), fragments=(path, fragment))
+            self.check_error(archives.mnist, self.folder(), fragments=(path, fragment))
         os.remove(path)
-        self.check_error(dataset_archives.mnist, self.folder(), fragments=(self.folder(), 'idx3-ubyte'))
-        self.check_error(dataset_archives.mnist, self.path('none'), fragments=('no folder',))
+        self.check_error(archives.mnist, self.folder(), fragments=(self.folder(), 'idx3-ubyte'))
+        self.check_error(archives.mnist, self.path('none'), fragments=('no folder',))
 
 
 def pickle_of_python2(value) -> bytes:
@@ -136,7 +136,7 @@ class CifarTest(ArchiveBase):
         files['cifar-10-batches-py/test_batch'] = b'not read'
         path = self.make_tar('cifar-10-python.tar.gz', files)
         for place in (path, self.folder()):
-            source = dataset_archives.cifar10(place)
+            source = archives.cifar10(place)
             self.assertAllEqual(source.labels, np.concatenate([batch['labels'] for batch in batches]))
             self.assertEqual(source.label_names, names)
             self.assertTrue(source.item_name(7).endswith('data_batch_2[1]'), source.item_name(7))
@@ -146,24 +146,24 @@ class CifarTest(ArchiveBase):
         for key, data in files.items():
             self.write(key, data)
         for place in (self.folder(), self.path('cifar-10-batches-py')):
-            self.assertAllEqual(read_all(dataset_archives.cifar10(place)), np.concatenate(images))
+            self.assertAllEqual(read_all(archives.cifar10(place)), np.concatenate(images))
         os.remove(self.path('cifar-10-batches-py', 'data_batch_4'))
-        self.check_error(dataset_archives.cifar10, self.folder(), fragments=('lacks data_batch_4',))
+        self.check_error(archives.cifar10, self.folder(), fragments=('lacks data_batch_4',))
 
     def test_cifar100(self):
         batch, images = self.batch(40, 3, 'fine_labels', 100)
         self.write('train', pickle_of_python2(batch))
-        source = dataset_archives.cifar100(self.folder())
+        source = archives.cifar100(self.folder())
         self.check_source(source, images)
         self.assertAllEqual(source.labels, batch['fine_labels'])
         self.assertLen(source.label_names, 100)
         for protocol in (2, 4):     # As somebody's own Python 3 would write them again.
             self.write('train', pickle.dumps({k.encode(): v for k, v in batch.items()}, protocol))
-            self.assertAllEqual(read_all(dataset_archives.cifar100(self.folder())), images)
+            self.assertAllEqual(read_all(archives.cifar100(self.folder())), images)
         for change, fragment in [({'fine_labels': [100] * 40}, 'fine_labels'), ({'fine_labels': [1]}, '40'),
                                  ({'data': 'x'}, 'data'), ({'data': batch['data'][:, :30]}, '[40, 30]')]:
             self.write('train', pickle_of_python2({**batch, **change}))
-            self.check_error(dataset_archives.cifar100, self.folder(), fragments=('train', fragment))
+            self.check_error(archives.cifar100, self.folder(), fragments=('train', fragment))
 
     def test_nothing_is_executed(self):
         marker = self.path('marker')
@@ -199,10 +199,10 @@ class CifarTest(ArchiveBase):
     def test_bad_tars(self):
         batch = pickle_of_python2(self.batch(3, 0, 'fine_labels', 100)[0])
         path = self.make_tar('cifar-100-python.tar.gz', {'../../train': batch, '/etc/passwd': b'x'})
-        self.assertLen(dataset_archives.cifar100(path), 3)          # Nothing is unpacked to the disk.
+        self.assertLen(archives.cifar100(path), 3)          # Nothing is unpacked to the disk.
         data = self.read(path)
         self.write('cifar-100-python.tar.gz', data[:len(data) // 2])
-        self.check_error(dataset_archives.cifar100, path, fragments=(path, 'truncated or damaged'))
+        self.check_error(archives.cifar100, path, fragments=(path, 'truncated or damaged'))
         link = tarfile.TarInfo('train')
         link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
         long_name = tarfile.TarInfo('x')
@@ -210,9 +210,9 @@ class CifarTest(ArchiveBase):
         for info, fragment in [(link, 'lacks train'), (long_name, 'unpacks to more')]:
             data = info.tobuf(tarfile.GNU_FORMAT) + bytes(10240)
             self.write('cifar-100-python.tar.gz', gzip.compress(data))
-            self.check_error(dataset_archives.cifar100, path, fragments=(path, fragment))
-        self.check_error(dataset_archives.cifar100, self.write('a.tar', b'no tar'), fragments=('a.tar',))
-        self.check_error(dataset_archives.cifar10, self.folder(), fragments=('cifar-10-python.tar.gz',))
+            self.check_error(archives.cifar100, path, fragments=(path, fragment))
+        self.check_error(archives.cifar100, self.write('a.tar', b'no tar'), fragments=('a.tar',))
+        self.check_error(archives.cifar10, self.folder(), fragments=('cifar-10-python.tar.gz',))
 
     def read(self, path: str) -> bytes:
         with open(path, 'rb') as file:
@@ -228,19 +228,19 @@ class SvhnTest(ArchiveBase):
         for compress in (False, True):
             scipy.io.savemat(path, {'X': images.transpose(1, 2, 3, 0), 'y': labels[:, None]},
                              do_compression=compress)
-            source = dataset_archives.svhn(self.folder())
+            source = archives.svhn(self.folder())
             self.check_source(source, images)
             self.assertAllEqual(source.labels, labels % 10)
             self.assertLen(source.label_names, 10)
         with open(path, 'rb') as file:
             data = file.read()
         self.write('train_32x32.mat', data[:len(data) // 2])
-        self.check_error(dataset_archives.svhn, self.folder(), fragments=(path, 'damaged'))
+        self.check_error(archives.svhn, self.folder(), fragments=(path, 'damaged'))
         for arrays, fragment in [({'X': images}, 'X is uint8 [12, 32, 32, 3]'), ({'y': labels}, 'missing'),
                                  ({'X': images.transpose(1, 2, 3, 0), 'y': labels[:5, None]}, '5 labels'),
                                  ({'X': images.transpose(1, 2, 3, 0), 'y': labels[:, None] + 1}, '1 to 10')]:
             scipy.io.savemat(path, arrays)
-            self.check_error(dataset_archives.svhn, self.folder(), fragments=(path, fragment))
+            self.check_error(archives.svhn, self.folder(), fragments=(path, fragment))
 
 
 class LsunTest(ArchiveBase):
@@ -263,7 +263,7 @@ class LsunTest(ArchiveBase):
         random = np.random.RandomState(0)
         pixels = [random.randint(0, 256, [20 + i % 5, 24 - i % 3, 3]).astype(np.uint8) for i in range(600)]
         path = self.make([self.image(p) for p in pixels])
-        source = dataset_archives.lsun(path, 16)
+        source = archives.lsun(path, 16)
         expected = []
         for p in pixels:
             side = min(p.shape[:2])
@@ -273,7 +273,7 @@ class LsunTest(ArchiveBase):
         self.check_source(source, np.stack(expected))
         self.assertFalse(source.shuffled)
         self.assertTrue(source.item_name(300).endswith(f'[{300:040x}]'))
-        few = dataset_archives.lsun(path, 16, max_images=7)     # The same file, open twice.
+        few = archives.lsun(path, 16, max_images=7)     # The same file, open twice.
         self.assertLen(few, 7)
         self.assertAllEqual(few.read(6), expected[6])
         few.close()
@@ -281,13 +281,13 @@ class LsunTest(ArchiveBase):
         source.close()
         data_path = os.path.realpath(self.path('church_train_lmdb', 'data.mdb'))
         self.assertNotIn(data_path, archive_lsun._environments)
-        self.check_error(dataset_archives.lsun, path, 16, max_images=0, fragments=('max_images',))
+        self.check_error(archives.lsun, path, 16, max_images=0, fragments=('max_images',))
 
     def test_wide(self):
         pixels = random_images(1, 64)[0]
         small = random_images(1, 16)[0]
         path = self.make([self.image(pixels), self.image(small), b'no image', b''])
-        source = dataset_archives.lsun_wide(path, 32, 24)
+        source = archives.lsun_wide(path, 32, 24)
         crop = PIL.Image.fromarray(np.ascontiguousarray(pixels[8:56]))
         image = source.read(0)
         self.assertEqual(image.shape, (32, 32, 3))
@@ -308,11 +308,11 @@ class LsunTest(ArchiveBase):
                                   (b'PK\3\4' + data, 'zip archive'), (bytes(16384), 'not an LMDB')]:
             with open(data_path, 'wb') as file:
                 file.write(damaged)
-            self.check_error(dataset_archives.lsun, path, fragments=(data_path, fragment))
+            self.check_error(archives.lsun, path, fragments=(data_path, fragment))
         os.remove(data_path)
-        self.check_error(dataset_archives.lsun, path, fragments=('data.mdb',))
-        self.check_error(dataset_archives.lsun, self.path('none'), fragments=('no LMDB folder',))
-        self.check_error(dataset_archives.lsun, self.make([], 'empty_lmdb'), fragments=('no images',))
+        self.check_error(archives.lsun, path, fragments=('data.mdb',))
+        self.check_error(archives.lsun, self.path('none'), fragments=('no LMDB folder',))
+        self.check_error(archives.lsun, self.make([], 'empty_lmdb'), fragments=('no images',))
 
 
 class Hdf5Test(ArchiveBase):
@@ -331,23 +331,23 @@ class Hdf5Test(ArchiveBase):
         path = self.make(data16x16=first, data8x8=first[:, :, ::2, ::2], data4x4=first[:, :, ::4, ::4])
         soft = np.random.RandomState(0).rand(6, 5)
         np.save(self.path('set-labels.npy'), soft)
-        source = dataset_archives.hdf5(path)
+        source = archives.hdf5(path)
         self.check_source(source, images)
         self.assertAllEqual(source.labels, soft.astype(np.float32))
         self.assertEqual(source.item_name(2), f'{path}: /data16x16[2]')
         source.close()
         np.save(self.path('set-labels.npy'), soft[:3])
-        self.check_error(dataset_archives.hdf5, path, fragments=('set-labels.npy', '6'))
+        self.check_error(archives.hdf5, path, fragments=('set-labels.npy', '6'))
 
     def test_generic(self):
         images = random_images(6, 16)
         labels = np.array([0, 2, 1, 1, 0, 2])
-        source = dataset_archives.hdf5(self.make(images=images, labels=labels))
+        source = archives.hdf5(self.make(images=images, labels=labels))
         self.check_source(source, images)
         self.assertAllEqual(source.labels, labels)
         source.close()
         for array, expected in [(images.transpose(0, 3, 1, 2), images), (images[..., 0], images[..., :1])]:
-            with dataset_archives.hdf5(self.make(**{'a/b': array})) as source:
+            with archives.hdf5(self.make(**{'a/b': array})) as source:
                 self.assertAllEqual(read_all(source), expected)
                 self.assertIsNone(source.labels)
 
@@ -355,29 +355,29 @@ class Hdf5Test(ArchiveBase):
         images = random_images(6, 16)
         for arrays, fragment in [({'a': images, 'b': images}, '2 arrays'), ({'a': images / 255}, '0 arrays'),
                                  ({'a': images[:, :3]}, 'first or last'), ({'a': images[:0]}, '0 arrays')]:
-            self.check_error(dataset_archives.hdf5, self.make(**arrays), fragments=('set.h5', fragment))
+            self.check_error(archives.hdf5, self.make(**arrays), fragments=('set.h5', fragment))
         path = self.make(images=images)
         with open(path, 'rb') as file:
             data = file.read()
         self.write('set.h5', data[:len(data) // 2])
-        self.check_error(dataset_archives.hdf5, path, fragments=(path,))
+        self.check_error(archives.hdf5, path, fragments=(path,))
         self.write('set.h5', b'no hdf5')
-        self.check_error(dataset_archives.hdf5, path, fragments=(path, 'not an HDF5'))
-        self.check_error(dataset_archives.hdf5, self.path('none.h5'), fragments=('no HDF5 file',))
+        self.check_error(archives.hdf5, path, fragments=(path, 'not an HDF5'))
+        self.check_error(archives.hdf5, self.path('none.h5'), fragments=('no HDF5 file',))
         other = self.path('other.h5')
         with h5py.File(other, 'w') as file:
             file['images'] = images
         with h5py.File(path, 'w') as file:
             file['images'] = h5py.ExternalLink(other, '/images')
             file['loop'] = h5py.SoftLink('/')
-        self.check_error(dataset_archives.hdf5, path, fragments=('0 arrays',))
+        self.check_error(archives.hdf5, path, fragments=('0 arrays',))
 
     def test_packages_that_are_not_installed(self):
         path = self.make(images=random_images(1, 8))
         database = LsunTest.make(self, [b'x'])
         with mock.patch.dict(sys.modules, {'h5py': None, 'lmdb': None}):
-            for function, file, package in [(dataset_archives.hdf5, path, 'h5py'),
-                                            (dataset_archives.lsun, database, 'lmdb')]:
+            for function, file, package in [(archives.hdf5, path, 'h5py'),
+                                            (archives.lsun, database, 'lmdb')]:
                 self.check_error(function, file, fragments=(package, 'pip install stylegan-tf2[data]'))
 
 

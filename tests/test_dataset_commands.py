@@ -17,10 +17,9 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests.conversion_testutil import FakeSource
 from tests.dataset_testutil import Base, random_images
-from training import dataset_commands as commands
-from training import dataset_writer
 from training.dataset import load_dataset
-from training.dataset_conversion import Options, convert
+from training.datasets import commands, writer
+from training.datasets.conversion import Options, convert
 
 
 class CommandBase(Base):
@@ -165,7 +164,7 @@ class ExportTest(CommandBase):
         self.call(commands.unpack, encoded, self.path('jpeg.zip'))
         with zipfile.ZipFile(self.path('jpeg.zip')) as archive:
             self.assertEqual(archive.read('img00000029.jpg'),
-                             dataset_writer.encode_picture(FakeSource(30).read(29), 'jpeg', 50))
+                             writer.encode_picture(FakeSource(30).read(29), 'jpeg', 50))
         self.assert_same(encoded, self.path('jpeg.zip'))
 
     def test_records_again(self):
@@ -262,9 +261,9 @@ class ValidateTest(CommandBase):
         path = self.make('set', format='png')
         name = os.path.join(path, 'set-r03.tfrecords')
         payloads = [record.numpy() for record in tf.data.TFRecordDataset(name)]
-        payloads[11] = dataset_writer.make_example([3, 8, 8], b'nonsense', 'png')
+        payloads[11] = writer.make_example([3, 8, 8], b'nonsense', 'png')
         with open(name, 'wb') as file:
-            file.write(dataset_writer.frame_list(payloads))
+            file.write(writer.frame_list(payloads))
         os.unlink(name + '.index')
         status, text = self.validate(path)
         self.assertEqual(status, 1)

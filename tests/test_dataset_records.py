@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from tests.dataset_testutil import Base, random_images
-from training import crc32c, dataset, dataset_records, record_file, tfrecord
+from training import dataset
+from training.datasets import crc32c, record_file, records, tfrecord
 
 
 def smooth_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -221,7 +222,7 @@ class ShardTest(Records):
         for encoding in ['', 'png']:
             folder = self.make_shards(images, [3, 4, 15], encoding)
             for limit in [200, 2]:
-                with mock.patch.object(dataset_records, '_MAX_OPEN', limit):
+                with mock.patch.object(records, '_MAX_OPEN', limit):
                     found = dataset.load_dataset(folder)
                 order = np.random.RandomState(0).permutation(23)
                 self.assertAllEqual(found.read(order)[0], images[order])

@@ -25,7 +25,7 @@ from dnnlib import UserError, flags
 from tests import testutil
 from tests.dataset_testutil import Base, random_images
 from training.dataset import load_dataset
-from training.dataset_writer import choose_shuffled_order
+from training.datasets.writer import choose_shuffled_order
 
 COMMANDS = ['display', 'extract', 'compare', 'info', 'validate', 'create_mnist', 'create_mnistrgb',
             'create_cifar10', 'create_cifar100', 'create_svhn', 'create_lsun', 'create_lsun_wide',
@@ -320,9 +320,9 @@ class ProcessTest(ToolBase):
         args = ['create_from_images', self.path('new'), self.path('images'), '--format=png',
                 '--workers=2']
         code = ('import sys, time\n'
-                'from training import dataset_conversion, worker_pool\n'
+                'from training.datasets import conversion, worker_pool\n'
                 'import dataset_tool\n'
-                'dataset_conversion._TASK_BYTES = 1\n'
+                'conversion._TASK_BYTES = 1\n'
                 'worker_pool.Progress.add = lambda *_: time.sleep(0.1)\n'
                 f'sys.argv = {["dataset_tool.py", *args]}\n'
                 'dataset_tool.main()\n')

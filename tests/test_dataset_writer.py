@@ -19,8 +19,8 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests.conversion_testutil import Crash, FakeSource, square
 from tests.dataset_testutil import Base, random_images
-from training import dataset_base, dataset_conversion, dataset_writer, tfrecord, worker_pool
-from training.dataset_conversion import Options, convert
+from training.datasets import base, conversion, tfrecord, worker_pool, writer
+from training.datasets.conversion import Options, convert
 
 
 def tree(folder):
@@ -44,11 +44,11 @@ class RecordTest(Base):
 
     def test_levels(self):
         images = random_images(3, 64)
-        for level, actual in dataset_writer.image_levels(images):
-            self.assertAllEqual(actual, dataset_base.reduce_images(images, 6 - level))
+        for level, actual in writer.image_levels(images):
+            self.assertAllEqual(actual, base.reduce_images(images, 6 - level))
             self.assertEqual(actual.dtype, np.uint8)
-        self.assertEqual([level for level, _ in dataset_writer.image_levels(images)], [6, 5, 4, 3, 2])
-        self.assertEqual([level for level, _ in dataset_writer.image_levels(images, 6)], [6])
+        self.assertEqual([level for level, _ in writer.image_levels(images)], [6, 5, 4, 3, 2])
+        self.assertEqual([level for level, _ in writer.image_levels(images, 6)], [6])
 
     def test_messages_are_protocol_buffers(self):
         for shape, data, encoding in [([3, 4, 4], b'', None), ([1, 256, 1024], b'x' * 70000, None),
@@ -60,17 +60,17 @@ class RecordTest(Base):
                 value = tf.train.BytesList(value=[encoding.encode()])
                 features['encoding'] = tf.train.Feature(bytes_list=value)
             example = tf.train.Example(features=tf.train.Features(feature=features))
-            self.assertEqual(dataset_writer.make_example(shape, data, encoding),
+            self.assertEqual(writer.make_example(shape, data, encoding),
                              example.SerializeToString(deterministic=True))
 
     def test_files_are_those_of_tensorflow(self):
-        for fmt in dataset_writer.FORMATS:
+        for fmt in writer.FORMATS:
             images = random_images(70, 16, seed=1)
             path = self.path('expected.tfrecords')
-            with tf.io.TFRecordWriter(path) as writer:
+            with tf.io.TFRecordWriter(path) as file:
                 for image in images:
-                    writer.write(dataset_writer.encode_example(image.transpose(2, 0, 1), fmt, 90))
-            data, lengths, digests = dataset_writer.encode_level(images, fmt, 90)
+                    file.write(writer.encode_example(image.transpose(2, 0, 1), fmt, 90))
+            data, lengths, digests = writer.encode_level(images, fmt, 90)
             with open(path, 'rb') as file:
                 self.assertEqual(data, file.read())
             self.assertEqual(sum(lengths), len(data))
@@ -80,23 +80,23 @@ class RecordTest(Base):
         random = np.random.RandomState(0)
         payloads = [random.bytes(int(size)) for size in [0, 1, 5, 3_000_000, 7, 2_500_000, 64, 100, 2000]]
         path = self.path('expected.tfrecords')
-        with tf.io.TFRecordWriter(path) as writer:
+        with tf.io.TFRecordWriter(path) as file:
             for payload in payloads:
-                writer.write(payload)
+                file.write(payload)
         with open(path, 'rb') as file:
-            self.assertEqual(dataset_writer.frame_list(payloads), file.read())
+            self.assertEqual(writer.frame_list(payloads), file.read())
 
     def test_pictures(self):
         for channels, mode in [(1, 'L'), (3, 'RGB'), (4, 'RGBA')]:
             image = random_images(1, 16, channels)[0]
-            with PIL.Image.open(io.BytesIO(dataset_writer.encode_picture(image, 'png'))) as picture:
+            with PIL.Image.open(io.BytesIO(writer.encode_picture(image, 'png'))) as picture:
                 self.assertEqual((picture.format, picture.mode), ('PNG', mode))
                 self.assertAllEqual(np.asarray(picture).reshape(16, 16, channels), image)
         y, x = np.mgrid[:32, :32]
         smooth = np.stack([8 * x, 8 * y, 255 - 8 * x], axis=-1).astype(np.uint8)
         sizes = []
         for quality in [30, 95]:
-            data = dataset_writer.encode_picture(smooth, 'jpeg', quality)
+            data = writer.encode_picture(smooth, 'jpeg', quality)
             sizes.append(len(data))
             with PIL.Image.open(io.BytesIO(data)) as picture:
                 self.assertEqual((picture.format, picture.mode), ('JPEG', 'RGB'))
@@ -104,14 +104,14 @@ class RecordTest(Base):
         self.assertLess(error, 6)
         self.assertLess(sizes[0], sizes[1])
         with self.assertRaisesRegex(UserError, '4 channels'):
-            dataset_writer.encode_picture(random_images(1, 8, 4)[0], 'jpeg')
+            writer.encode_picture(random_images(1, 8, 4)[0], 'jpeg')
 
     def test_fingerprint(self):
         images = random_images(4, 8)
 
         def value(images, labels=None, fmt='raw'):
-            digests = b''.join(dataset_writer.encode_level(images, fmt)[2])
-            return dataset_writer.fingerprint([3, 8, 8], labels, digests)
+            digests = b''.join(writer.encode_level(images, fmt)[2])
+            return writer.fingerprint([3, 8, 8], labels, digests)
         self.assertEqual(value(images), value(images, fmt='png'))
         changed = images.copy()
         changed[3, 7, 7, 2] ^= 1
@@ -126,7 +126,7 @@ class GoldenTest(Base):
     def test_files_of_the_official_exporter(self):
         for name in ['gray8', 'rgb16']:
             arrays = testutil.load('tfrecords', f'{name}.npz')
-            self.assertAllEqual(dataset_writer.choose_shuffled_order(len(arrays['images'])), arrays['order'])
+            self.assertAllEqual(writer.choose_shuffled_order(len(arrays['images'])), arrays['order'])
             source = FakeSource(len(arrays['images']))
             images = testutil.nhwc(arrays['images'])
             source.read = images.__getitem__
@@ -143,7 +143,7 @@ class ConversionTest(Base):
 
     def setUp(self):
         super().setUp()
-        self.enterContext(unittest.mock.patch.object(dataset_conversion, '_TASK_BYTES', 8 * 8 * 3 * 10))
+        self.enterContext(unittest.mock.patch.object(conversion, '_TASK_BYTES', 8 * 8 * 3 * 10))
 
     def convert(self, name, source, **options):
         return quiet(convert, source, self.path(name, 'set'), Options(**{'workers': 1, **options}))
@@ -169,10 +169,10 @@ class ConversionTest(Base):
     def test_content(self):
         source = FakeSource(103)
         info, text = self.convert('a', source)
-        order = dataset_writer.choose_shuffled_order(103)
+        order = writer.choose_shuffled_order(103)
         expected = np.stack([source.read(i) for i in order])
         self.assertAllEqual(self.images('a'), expected)
-        self.assertAllEqual(self.images('a', 2), dataset_base.reduce_images(expected, 1))
+        self.assertAllEqual(self.images('a', 2), base.reduce_images(expected, 1))
         labels = np.load(self.path('a', 'set', 'set-rxx.labels'))
         self.assertAllEqual(labels, np.eye(5, dtype=np.float32)[order % 5])
         self.assertEqual(info, json.loads(tree(self.path('a'))['set/dataset.json']))
@@ -204,7 +204,7 @@ class ConversionTest(Base):
 
     def test_encoded(self):
         source = FakeSource(30)
-        expected = np.stack([source.read(i) for i in dataset_writer.choose_shuffled_order(30)])
+        expected = np.stack([source.read(i) for i in writer.choose_shuffled_order(30)])
         info, _ = self.convert('png', source, format='png')
         self.assertAllEqual(self.images('png'), expected)
         self.assertEqual((info['format'], info['levels']), ('png', [3]))
@@ -224,14 +224,14 @@ class ConversionTest(Base):
 
     def interrupt(self, name, source, after, error=KeyboardInterrupt, **options):
         """Raises in the middle of the writing, as Ctrl-C may."""
-        real, calls = dataset_conversion.Workspace.append, []
+        real, calls = conversion.Workspace.append, []
 
         def append(workspace, file, data):
             calls.append(file)
             real(workspace, file, data[:len(data) // 2] if len(calls) == after else data)
             if len(calls) == after:
                 raise error
-        with unittest.mock.patch.object(dataset_conversion.Workspace, 'append', append):
+        with unittest.mock.patch.object(conversion.Workspace, 'append', append):
             with self.assertRaises(error):
                 self.convert(name, source, **options)
 
@@ -249,7 +249,7 @@ class ConversionTest(Base):
             self.assert_same(name + 'x', name)
 
     def test_message_of_an_interruption(self):
-        with self.assertRaisesRegex(dataset_conversion.Interrupted, r'30 of 103 .*kept in .*same command'):
+        with self.assertRaisesRegex(conversion.Interrupted, r'30 of 103 .*kept in .*same command'):
             with unittest.mock.patch.object(worker_pool.Progress, 'add',
                                             side_effect=[None, None, KeyboardInterrupt]):
                 self.convert('a', FakeSource(103))
@@ -320,7 +320,7 @@ class ConversionTest(Base):
                 convert(FakeSource(1), path, Options())
 
     def test_two_at_once(self):
-        other = dataset_conversion.Workspace(os.path.realpath(self.path('a', 'set')))
+        other = conversion.Workspace(os.path.realpath(self.path('a', 'set')))
         with other.locked():
             self.assert_fails(r'is being made by another process \(\d+\)', 'a', FakeSource(10))
         self.convert('a', FakeSource(10))
@@ -344,7 +344,7 @@ class ConversionTest(Base):
 
     def test_bad_images(self):
         source = FakeSource(103, bad=[5, 50])
-        order = dataset_writer.choose_shuffled_order(103).tolist()
+        order = writer.choose_shuffled_order(103).tolist()
         first = min([5, 50], key=order.index)
         self.assert_fails(rf'fake\[{first}\] is bad\. --skip-bad', 'a', source)
         info, text = self.convert('a', source, skip_bad=True)     # Goes on.
@@ -404,7 +404,7 @@ class ProcessTest(Base):
 
     def start(self, delay):
         target = self.path('b', 'set')
-        code = ('from training import dataset_conversion as c\n'
+        code = ('from training.datasets import conversion as c\n'
                 'from tests.conversion_testutil import FakeSource\n'
                 'c.SAVE_SECONDS, c._TASK_BYTES = 0.05, 2000\n'
                 'if __name__ == "__main__":\n'
@@ -440,7 +440,7 @@ class ProcessTest(Base):
         self.assertTrue(tree(self.path('a')) == tree(self.path('b')))
 
     def test_a_worker_that_dies(self):
-        with unittest.mock.patch.object(dataset_conversion, '_TASK_BYTES', 2000):
+        with unittest.mock.patch.object(conversion, '_TASK_BYTES', 2000):
             with self.assertRaisesRegex(UserError, r'ended by signal 9. Mostly memory .* kept in'):
                 quiet(convert, Crash(100), self.path('a', 'set'), Options(workers=2, shuffle_seed=None))
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from dnnlib.util import UserError
 from tests.dataset_testutil import Base, random_images
-from training import image_files
-from training.image_files import ImageOptions, load_image
+from training.datasets import image_files
+from training.datasets.image_files import ImageOptions, load_image
 
 sides = st.integers(1, 40)
 quick = settings(max_examples=60, deadline=None)

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from tests.archive_testutil import ArchiveBase, read_all
 from tests.dataset_testutil import random_images
-from training import dataset_archives
-from training.image_files import ImageOptions
-from training.image_folder import ImageStore, image_folder, read_labels
+from training.datasets import archives
+from training.datasets.image_files import ImageOptions
+from training.datasets.image_folder import ImageStore, image_folder, read_labels
 
 
 class ImageFolderTest(ArchiveBase):
@@ -195,17 +195,17 @@ class CelebaTest(ArchiveBase):
         for i, image in enumerate(pixels):
             self.save(f'img_align_celeba/{i + 1:06d}.png', image)
         folder = self.path('images')
-        source = dataset_archives.celeba(folder)
+        source = archives.celeba(folder)
         self.check_source(source, pixels[:, 57:185, 25:153])
         self.assertIn('202599', source.description)
         with zipfile.ZipFile(self.path('img_align_celeba.zip'), 'w') as archive:
             for name in sorted(os.listdir(os.path.join(folder, 'img_align_celeba'))):
                 archive.write(os.path.join(folder, 'img_align_celeba', name), f'img_align_celeba/{name}')
-        moved = dataset_archives.celeba(self.folder(), cx=80, cy=100)
+        moved = archives.celeba(self.folder(), cx=80, cy=100)
         self.check_source(moved, pixels[:, 36:164, 16:144])
-        self.check_error(dataset_archives.celeba, folder, cx=40, fragments=('cx=40',))
+        self.check_error(archives.celeba, folder, cx=40, fragments=('cx=40',))
         self.save('img_align_celeba/000003.png', pixels[0, :100, :100])
-        self.check_error(dataset_archives.celeba(folder).read, 2, fragments=('000003.png', '178x218'))
+        self.check_error(archives.celeba(folder).read, 2, fragments=('000003.png', '178x218'))
 
     def test_celebahq(self):
         random = np.random.RandomState(0)
@@ -213,23 +213,23 @@ class CelebaTest(ArchiveBase):
         images = np.broadcast_to(small, [2, 1024, 1024, 3]).astype(np.uint8)
         for i, image in enumerate(images):
             self.save(f'img{i:08d}.png', image)
-        self.assertAllEqual(read_all(dataset_archives.celebahq(self.path('images'))), images)
+        self.assertAllEqual(read_all(archives.celebahq(self.path('images'))), images)
         os.makedirs(self.path('arrays'))
         for i, image in enumerate(images):
             np.save(self.path('arrays', f'imgHQ{i:05d}.npy'), image.transpose(2, 0, 1)[None])
         os.makedirs(self.path('celeba', 'img_celeba'))
-        source = dataset_archives.celebahq(self.path('celeba'), self.path('arrays'))
+        source = archives.celebahq(self.path('celeba'), self.path('arrays'))
         self.assertAllEqual(read_all(pickle.loads(pickle.dumps(source))), images)
         np.save(self.path('arrays', 'imgHQ00001.npy'), images[0, :9])
         self.check_error(source.read, 1, fragments=('imgHQ00001.npy', '[3, 1024, 1024]'))
         shutil.rmtree(self.path('arrays'))
         os.makedirs(self.path('arrays'))
         self.write('arrays/deltas00000.zip', b'')
-        self.check_error(dataset_archives.celebahq, self.path('celeba'), self.path('arrays'),
+        self.check_error(archives.celebahq, self.path('celeba'), self.path('arrays'),
                          fragments=('1024x1024', 'landmarks', '1 delta files', 'img_celeba'))
         self.save('img00000001.png', images[0, :64, :64])
         self.save('img00000000.png', images[0, :64, :64])
-        self.check_error(dataset_archives.celebahq, self.path('images'), fragments=('64x64', '1024x1024'))
+        self.check_error(archives.celebahq, self.path('images'), fragments=('64x64', '1024x1024'))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,8 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from tests import testutil
 from tests.dataset_testutil import Base, random_images
-from training import crc32c, dataset, dataset_base, tfrecord
+from training import dataset
+from training.datasets import base, crc32c, tfrecord
 
 
 def write_record_file(path: str, images: np.ndarray) -> None:
@@ -119,7 +120,7 @@ class TFRecordTest(Base):
         self.assertAllEqual(dataset.load_dataset(folder).read(np.arange(12), lod=1)[0], expected)
 
     def test_labels(self):
-        labels = dataset_base.one_hot(np.arange(12) % 3, 'labels')
+        labels = base.one_hot(np.arange(12) % 3, 'labels')
         folder = self.make(labels=labels)
         found = dataset.load_dataset(folder, max_label_size='full')
         self.assertAllEqual(found.read([5, 1])[1], labels[[5, 1]])

@@ -16,7 +16,7 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests.test_training_replay import Replay, check_variables
 from training import loss, trainer
-from training.dataset_base import one_hot
+from training.datasets.base import one_hot
 from training.growing import Stage
 
 SHAPE = dict(num_channels=3, resolution=8, label_size=3)

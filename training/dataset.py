@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.dataset_base import EMBEDDED_NAME, Dataset, reduce_images
-from training.dataset_folder import ImageFolderDataset
-from training.dataset_npz import NpzDataset
-from training.dataset_records import TFRecordDataset
-from training.prefetch import Prefetcher
+from training.datasets.base import EMBEDDED_NAME, Dataset, reduce_images
+from training.datasets.folder import ImageFolderDataset
+from training.datasets.npz import NpzDataset
+from training.datasets.prefetch import Prefetcher
+from training.datasets.records import TFRecordDataset
 
 __all__ = ['Dataset', 'ImageFolderDataset', 'NpzDataset', 'Prefetcher', 'TFRecordDataset', 'describe',
            'keep_open', 'load_dataset', 'opened_dataset', 'process_reals', 'reduce_images']
@@ -47,7 +47,8 @@ def load_dataset(
         data_dir: Folder that holds data sets.
         dataset: Name of the data set in that folder.
         resolution: Side of the images; smaller than the data: 2×2 averages. None: that of the data.
-        max_label_size: 0 = no labels, 'full' = all label components, n = the first n components.
+        max_label_size: 0 = no labels, 'full' = all label components, 'auto' = all if there are any, n = the
+            first n components.
         seed: Default seed of the order of images.
         verbose: Print what was found.
         tfrecord_dir: Official name of `dataset`.

@@ -51,3 +51,40 @@ def save_histograms(path: str | os.PathLike, groups: Mapping[str, Sequence[float
         axes.axvline(x, color='black', linestyle='--', linewidth=1, label=name)
     _legend(axes)
     _save(figure, path)
+
+
+def save_bands(path: str | os.PathLike, curves: Mapping[str, tuple], title: str = '', xlabel: str = '',
+               ylabel: str = '', log_y: bool = False) -> None:
+    """Writes lines {name: (x, mean, std)} with a band of one deviation around each to a PNG file."""
+    figure, axes = _figure(title, xlabel, ylabel)
+    for name, (x, mean, std) in curves.items():
+        mean, std = np.asarray(mean), np.asarray(std)
+        line, = axes.plot(x, mean, label=name)
+        # On a logarithmic axis the band ends above zero.
+        low = np.maximum(mean - std, mean * 0.1) if log_y else mean - std
+        axes.fill_between(x, low, mean + std, alpha=0.25, color=line.get_color(), linewidth=0)
+    if log_y:
+        axes.set_yscale('log')
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def save_shares(path: str | os.PathLike, x: Sequence[float], shares: Mapping[str, Sequence[float]],
+                title: str = '', xlabel: str = '', ylabel: str = '') -> None:
+    """Writes shares of a whole, {name: share at each x}, as areas that fill the plot, to a PNG file.
+
+    One x alone gives bars.
+    """
+    from matplotlib import colormaps
+    figure, axes = _figure(title, xlabel, ylabel)
+    colors = colormaps['viridis'](np.linspace(0.05, 0.95, len(shares)))
+    if len(x) == 1:
+        axes.bar(list(shares), [values[0] for values in shares.values()], color=colors)
+    else:
+        axes.stackplot(x, list(shares.values()), labels=list(shares), colors=colors)
+        axes.set(xlim=(min(x), max(x)), ylim=(0, 1))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.yaxis.set_major_formatter('{x:.0%}')
+    _save(figure, path)

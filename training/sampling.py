@@ -1,8 +1,10 @@
 """Pictures of a trained generator: the random numbers of a seed, images in batches, style mixing."""
 
+import itertools
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -23,10 +25,11 @@ class GivenNoise(Context):
 
     Args:
         noises: Tensors [N, H, W, 1].
+        stage: training.growing.Stage that growing networks run in; None = what their lod says.
     """
 
-    def __init__(self, noises: Iterable[tf.Tensor]):
-        super().__init__()
+    def __init__(self, noises: Iterable[tf.Tensor], stage=None):
+        super().__init__(stage=stage)
         self._noises = list(noises)
 
     def normal(self, shape, dtype=tf.float32):
@@ -43,6 +46,45 @@ def check_generator(network: 'tflib.Network') -> None:
     if len(network.input_shape) != 2 or len(network.output_shape) != 4:
         raise UserError(f'network {network.name} ({type(network.layer).__name__}) is no generator; '
                         'expected one that makes images from latents, such as Gs')
+
+
+def has_dlatents(network: 'tflib.Network') -> bool:
+    """Whether a generator has intermediate latents w: those of StyleGAN and StyleGAN2 do, ProGAN's do not."""
+    return {'mapping', 'synthesis'} <= set(network.components) and 'dlatent_avg' in network.own_vars
+
+
+def check_dlatents(network: 'tflib.Network', styles: bool = False) -> None:
+    """Checks that a generator has intermediate latents w, with `styles` also one for each layer.
+
+    Raises: UserError for another kind of network.
+    """
+    check_generator(network)
+    if not has_dlatents(network):
+        raise UserError(f'network {network.name} ({type(network.layer).__name__}) has no intermediate '
+                        'latents w; expected a style-based generator')
+    if styles and network.components.synthesis.input_shape[1] == 1:
+        raise UserError(f'network {network.name} has no styles (use_styles=False); expected a style-based '
+                        'generator')
+
+
+def load_generator(network_pkl: str | os.PathLike, generator: str = 'Gs', class_idx: int | None = None,
+                   ) -> tuple['tflib.Network', np.ndarray]:
+    """A generator and the label of a class, see `class_label`.
+
+    Args:
+        network_pkl: Path, address or alias, see pretrained_networks.load_network.
+        generator: 'Gs' or 'G', which network of a snapshot.
+        class_idx: Class, for conditional networks.
+
+    Raises: UserError for a file or network that is none, or a class that does not fit.
+    """
+    import pretrained_networks
+    network = pretrained_networks.load_network(network_pkl, generator)
+    try:
+        check_generator(network)
+        return network, class_label(network, class_idx)
+    except UserError as error:
+        raise UserError(f'{pretrained_networks.shown(network_pkl)}: {error}') from None
 
 
 def class_label(network: 'tflib.Network', class_idx: int | None) -> np.ndarray:
@@ -92,6 +134,7 @@ def generate(
     truncation_psi: float | None = 0.5,         # Truncation trick. None = as in the network.
     label: np.ndarray | None = None,            # [1, label_size], see class_label. None = zeros.
     batch_size: int = 8,                        # Images at a time.
+    truncation_cutoff: int | None = None,       # Layers to truncate. None = as in the network.
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (seed, image), the image uint8 [C, H, W], in the order of the seeds.
 
@@ -103,6 +146,8 @@ def generate(
     kwargs = {'randomize_noise': True} if noise_vars(network) else {}
     if truncation_psi is not None and 'dlatent_avg' in network.vars:
         kwargs['truncation_psi'] = truncation_psi
+    if truncation_cutoff is not None and 'dlatent_avg' in network.vars:
+        kwargs['truncation_cutoff'] = truncation_cutoff
 
     @tf.function
     def evaluate(latents, noises):
@@ -125,19 +170,27 @@ def generate(
         yield from zip(batch, images[:len(batch)], strict=True)
 
 
-def seed_dlatents(network: 'tflib.Network', seeds: Sequence[int], truncation_psi: float = 1.0,
+def seed_dlatents(network: 'tflib.Network', seeds: Sequence[int], truncation_psi: float = 0.5,
                   label: np.ndarray | None = None) -> np.ndarray:
-    """w of seeds: float32 [N, num_layers, dlatent_size], every layer moved towards the average w by psi.
+    """w of the seeds, all layers truncated as the official style-mixing-example does it.
 
-    Raises: UserError for a generator without mapping and synthesis components.
+    Returns: [N, num_layers, dlatent_size].
+    Raises: UserError for a network without intermediate latents.
     """
-    check_generator(network)
-    if not {'mapping', 'synthesis'} <= set(network.components) or 'dlatent_avg' not in network.own_vars:
-        raise UserError(f'network {network.name} ({type(network.layer).__name__}) has no intermediate '
-                        'latents w; expected a style-based generator')
     latents = np.concatenate([seed_latents(network, seed) for seed in seeds])
-    labels = None if label is None else np.repeat(label, len(seeds), axis=0)
-    dlatents = network.components.mapping.run(latents, labels)
+    return map_latents(network, latents, truncation_psi, label)
+
+
+def map_latents(network: 'tflib.Network', latents: np.ndarray, truncation_psi: float = 1.0,
+                label: np.ndarray | None = None) -> np.ndarray:
+    """w [N, num_layers, dlatent_size] of z [N, latent_size], all layers truncated; errors as above."""
+    check_dlatents(network)
+    labels = None if label is None else np.repeat(label, len(latents), axis=0)
+    return truncate(network, network.components.mapping.run(latents, labels), truncation_psi)
+
+
+def truncate(network: 'tflib.Network', dlatents: np.ndarray, truncation_psi: float) -> np.ndarray:
+    """The truncation trick for w [N, num_layers, dlatent_size] (StyleGAN, appendix B)."""
     average = network.get_var('dlatent_avg')
     return average + (dlatents - average) * truncation_psi
 
@@ -149,15 +202,64 @@ def mix_styles(dlatents: np.ndarray, other: np.ndarray, layers: Sequence[int]) -
     return mixed
 
 
-def synthesize(network: 'tflib.Network', dlatents: np.ndarray, batch_size: int = 8) -> Iterator[np.ndarray]:
-    """Yields the images uint8 [C, H, W] of w [N, num_layers, dlatent_size]; noise from the variables."""
-    size = min(batch_size, len(dlatents))
-    for begin in range(0, len(dlatents), size):
-        batch = dlatents[begin:begin + size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        images = network.components.synthesis.run(
-            filled, randomize_noise=False, output_transform=dict(func=tflib.convert_images_to_uint8))
-        yield from images[:len(batch)]
+def synthesize(
+    network: 'tflib.Network',
+    dlatents: Iterable[np.ndarray],             # w of each image, [num_layers, dlatent_size].
+    batch_size: int = 8,                        # Images at a time.
+    noises: Iterable[Sequence[np.ndarray]] | None = None,   # Of each image: [1, H, W] for each noise
+                                                            # variable. None = as stored.
+    as_uint8: bool = True,                      # False = float images, in [-1, 1] but for overshoot.
+) -> Iterator[np.ndarray]:
+    """Yields images [C, H, W] of w, batch by batch. The level of detail is that of the generator."""
+    synthesis, stage = network.components.synthesis, network.layer.stage()
+    lod = {'lod': network.layer.lod} if network.layer.grows else {}
+
+    def evaluate(batch, noise):
+        noise = [tf.transpose(value, [0, 2, 3, 1]) for value in noise]
+        options = dict(randomize_noise=bool(noise), ctx=GivenNoise(noise, stage))
+        options.update({name: tf.convert_to_tensor(value) for name, value in lod.items()})
+        images = synthesis.get_output_for(batch, **options)
+        return tflib.convert_images_to_uint8(images) if as_uint8 else images
+
+    items = zip(dlatents, itertools.repeat(()) if noises is None else noises, strict=noises is not None)
+    size = min(batch_size, len(dlatents)) if hasattr(dlatents, '__len__') else batch_size
+    yield from run_batches(evaluate, items, size, synthesis.layer.compute_dtype)
+
+
+def draw_latents(
+    network: 'tflib.Network',
+    latents: Iterable[np.ndarray],              # z of each image, [latent_size].
+    label: np.ndarray | None = None,            # [1, label_size], see class_label. None = zeros.
+    batch_size: int = 8,                        # Images at a time.
+) -> Iterator[np.ndarray]:
+    """Yields images uint8 [C, H, W] of z, for generators without intermediate latents."""
+    label_size = network.input_shapes[1][1] if network.num_inputs > 1 else 0
+    label = np.zeros([1, label_size]) if label is None else label
+    stage = network.layer.stage()
+
+    def evaluate(batch, noise):
+        del noise
+        labels = [tf.repeat(tf.cast(label, batch.dtype), batch.shape[0], axis=0)] * (network.num_inputs - 1)
+        images = network.get_output_for(batch, *labels, ctx=GivenNoise([], stage))
+        return tflib.convert_images_to_uint8(images)
+
+    size = min(batch_size, len(latents)) if hasattr(latents, '__len__') else batch_size
+    yield from run_batches(evaluate, ((z, ()) for z in latents), size, network.layer.compute_dtype)
+
+
+def run_batches(function: Callable, items: Iterable[tuple[np.ndarray, Sequence[np.ndarray]]], batch_size: int,
+                dtype: str) -> Iterator[np.ndarray]:
+    """Yields, for each item (array, list of arrays), its row of function(batch, list of batches).
+
+    The function is traced once: the last batch is filled up with its last item.
+    """
+    traced = tf.function(function, autograph=False)
+    items = iter(items)
+    while batch := list(itertools.islice(items, batch_size)):
+        filled = batch + batch[-1:] * (batch_size - len(batch))
+        first, rest = zip(*filled, strict=True)
+        rest = [tf.constant(np.stack(values), dtype) for values in zip(*rest, strict=True)]
+        yield from traced(tf.constant(np.stack(first), dtype), rest).numpy()[:len(batch)]
 
 
 def progress(items: Iterable, total: int, unit: str = 'img') -> Iterator:

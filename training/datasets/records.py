@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.dataset_base import Dataset, check_resolution, reduce_images
-from training.dataset_npz import check_label_rows, limit_images, name_of, read_bytes
-from training.tfrecord import ImageRecords
+from training.datasets.base import Dataset, check_resolution, reduce_images
+from training.datasets.npz import check_label_rows, limit_images, name_of, read_bytes
+from training.datasets.tfrecord import ImageRecords
 
 DESCRIPTION = 'dataset.json'
 VERSION = 1             # Of the description.

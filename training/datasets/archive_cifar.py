@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnnlib.util import UserError
-from training.archive_base import ArraySource, BoundedReader
+from training.datasets.archive_base import ArraySource, BoundedReader
 
 _MAX_PICKLE = 512 << 20     # Bytes; CIFAR-100 has 155 MB in one file.
 _MAX_TAR = 1 << 30

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError
-from training.prefetch import Prefetcher
+from training.datasets.prefetch import Prefetcher
 
 EMBEDDED_NAME = 'pixelart32'    # The data set that comes with the project.
 
@@ -52,11 +52,11 @@ def one_hot(classes: np.ndarray, where: str, num_classes: int | None = None) -> 
 
 
 def check_max_label_size(value: Any) -> int | str:
-    """Returns `value` if it is 'full' or an integer ≥ 0. Errors: UserError otherwise."""
+    """Returns `value` if it is 'full', 'auto' or an integer ≥ 0. Errors: UserError otherwise."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if value == 'full' or is_count:
+    if value in ('full', 'auto') or is_count:
         return value
-    raise UserError("max_label_size must be 0 (no labels), a number of label components or 'full'; "
+    raise UserError("max_label_size must be 0 (no labels), a number of label components, 'full' or 'auto'; "
                     f'received {value!r}')
 
 
@@ -98,7 +98,8 @@ class Dataset:
         num_images: Number of images.
         labels: float32 [num_images, components], or None.
         label_names: One name per component, or None for '0', '1', ...
-        max_label_size: 0 = no labels, 'full' = all components, n = the first n components.
+        max_label_size: 0 = no labels, 'full' = all components, 'auto' = all if there are any, n = the first
+            n components.
         seed: Default seed of the order of images.
         how_to_label: Advice for the user who asked for labels where there are none.
         label_sampling: 'data' or 'uniform', see `label_table`.
@@ -124,6 +125,8 @@ class Dataset:
         if label_sampling not in LABEL_SAMPLING:
             raise UserError(f'label_sampling must be one of {", ".join(LABEL_SAMPLING)}; received '
                             f'{label_sampling!r}')
+        if max_label_size == 'auto':
+            max_label_size = 0 if labels is None else 'full'
         if max_label_size and (labels is None or labels.shape[1] == 0):
             raise UserError(f'data set {name}: labels were asked for (max_label_size={max_label_size!r}), '
                             f'but there are none. {how_to_label}')

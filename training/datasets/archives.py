@@ -13,12 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnnlib.util import UserError
-from training.archive_base import ArraySource, Source, check_end, find_file, missing_extra, read_exactly
-from training.archive_celeba import celeba, celebahq
-from training.archive_cifar import cifar10, cifar100
-from training.archive_lsun import lsun, lsun_wide
-from training.image_files import MAX_PIXELS
-from training.image_folder import image_folder
+from training.datasets.archive_base import (
+    ArraySource,
+    Source,
+    check_end,
+    find_file,
+    missing_extra,
+    read_exactly,
+)
+from training.datasets.archive_celeba import celeba, celebahq
+from training.datasets.archive_cifar import cifar10, cifar100
+from training.datasets.archive_lsun import lsun, lsun_wide
+from training.datasets.image_files import MAX_PIXELS
+from training.datasets.image_folder import image_folder
 
 __all__ = ['Source', 'celeba', 'celebahq', 'cifar10', 'cifar100', 'hdf5', 'image_folder', 'lsun', 'lsun_wide',
            'mnist', 'mnist_rgb', 'svhn']

@@ -15,8 +15,8 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
-from training.crc32c import crc32c, masked_crc32c
-from training.record_file import FOOTER_BYTES, HEADER_BYTES
+from training.datasets.crc32c import crc32c, masked_crc32c
+from training.datasets.record_file import FOOTER_BYTES, HEADER_BYTES
 
 FORMATS = ('raw', 'png', 'jpeg')
 MIN_LEVEL = 2           # 4×4 pixels, the smallest level of an official data set.

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dnnlib.util import UserError
-from training.crc32c import FOLD, crc32c, masked_crc32c
-from training.dataset_base import check_image_size
-from training.record_file import FOOTER_BYTES, HEADER_BYTES, INDEX_SUFFIX, RecordFile
+from training.datasets.base import check_image_size
+from training.datasets.crc32c import FOLD, crc32c, masked_crc32c
+from training.datasets.record_file import FOOTER_BYTES, HEADER_BYTES, INDEX_SUFFIX, RecordFile
 
 __all__ = ['FOLD', 'FOOTER_BYTES', 'HEADER_BYTES', 'INDEX_SUFFIX', 'ImageRecords', 'RecordFile', 'crc32c',
            'decode_images', 'masked_crc32c']

@@ -21,10 +21,11 @@ import PIL
 import tqdm
 
 from dnnlib.util import UserError, atomic_write, format_time
-from training import worker_pool
-from training.dataset_base import one_hot
-from training.dataset_workspace import Workspace, check_target, target_folder
-from training.dataset_writer import (
+from training.datasets import worker_pool
+from training.datasets.base import one_hot
+from training.datasets.image_files import LeftOutError
+from training.datasets.workspace import Workspace, check_target, target_folder
+from training.datasets.writer import (
     FORMATS,
     JPEG_QUALITY,
     MIN_LEVEL,
@@ -35,7 +36,6 @@ from training.dataset_writer import (
     image_levels,
     make_example,
 )
-from training.image_files import LeftOutError
 
 SAVE_SECONDS = 15               # Between two savings of the state: what a sudden end costs at most.
 _TASK_BYTES = 4 << 20           # Pixels that a worker handles at a time.
@@ -46,7 +46,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Source(Protocol):
-    """Images to convert, see `dataset_archives`. Pickled once per worker process."""
+    """Images to convert, see `archives`. Pickled once per worker process."""
 
     name: str
     labels: np.ndarray | None           # int [N] or float32 [N, components].

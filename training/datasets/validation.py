@@ -10,11 +10,11 @@ import numpy as np
 
 from dnnlib import startup
 from dnnlib.util import UserError
-from training.dataset_base import reduce_images
-from training.dataset_writer import fingerprint, picture_digest
-from training.record_file import INDEX_SUFFIX, RecordFile
-from training.tfrecord import ImageRecords
-from training.worker_pool import Progress, default_workers, ordered_map
+from training.datasets.base import reduce_images
+from training.datasets.record_file import INDEX_SUFFIX, RecordFile
+from training.datasets.tfrecord import ImageRecords
+from training.datasets.worker_pool import Progress, default_workers, ordered_map
+from training.datasets.writer import fingerprint, picture_digest
 
 _TASK_BYTES = 16 << 20      # Pixels of the largest level that are checked at a time.
 _PARALLEL_BYTES = 1 << 30   # From this size on processes are worth their start.
@@ -283,7 +283,7 @@ def _check_info(folder: str, record: dict, levels: list[_Level], labels: np.ndar
 
 def check_folder(path: str) -> tuple[int, list[str], list[str]]:
     """Reads every image of a folder or zip of images. Returns as `check_records`."""
-    from training.image_folder import image_folder
+    from training.datasets.image_folder import image_folder
     source = image_folder(path)
     with Progress(len(source), what='Checking') as progress:
         def problems() -> Iterator[str]:

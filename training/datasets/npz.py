@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.dataset_base import (
+from training.datasets.base import (
     Dataset,
     check_image_size,
     check_max_label_size,

@@ -16,11 +16,11 @@ import numpy as np
 from dnnlib import startup
 from dnnlib.util import UserError, atomic_write
 from training import misc
-from training.dataset_conversion import Options, convert
-from training.dataset_validation import check_folder, check_records, record_files, stored_picture
-from training.dataset_writer import encode_picture
-from training.record_file import RecordFile
-from training.worker_pool import Progress, default_workers
+from training.datasets.conversion import Options, convert
+from training.datasets.record_file import RecordFile
+from training.datasets.validation import check_folder, check_records, record_files, stored_picture
+from training.datasets.worker_pool import Progress, default_workers
+from training.datasets.writer import encode_picture
 
 _BATCH_BYTES = 32 << 20     # Pixels in memory at a time.
 _BAR_WIDTH = 50
@@ -31,12 +31,7 @@ def open_dataset(path: str) -> Any:
     """Opens any data set that training can use, with its labels if it has some."""
     startup.load_tensorflow()
     from training.dataset import load_dataset
-    try:
-        return load_dataset(dataset=path, max_label_size='full')
-    except UserError as error:
-        if 'labels were asked for' not in str(error):
-            raise
-        return load_dataset(dataset=path)
+    return load_dataset(dataset=path, max_label_size='auto')
 
 
 def _batches(dataset: Any) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from dnnlib.util import UserError, is_remote_path
-from training.dataset_base import (
+from training.datasets.base import (
     Dataset,
     check_image_size,
     check_max_label_size,
@@ -13,10 +13,10 @@ from training.dataset_base import (
     one_hot,
     reduce_images,
 )
-from training.dataset_npz import limit_images, name_of
-from training.image_files import ImageOptions
-from training.image_folder import image_folder, read_labels
-from training.prefetch import map_in_threads
+from training.datasets.image_files import ImageOptions
+from training.datasets.image_folder import image_folder, read_labels
+from training.datasets.npz import limit_images, name_of
+from training.datasets.prefetch import map_in_threads
 
 _CACHE_BYTES = 256 << 20    # Decoded images are kept in memory up to this size.
 

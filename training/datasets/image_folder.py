@@ -14,9 +14,9 @@ import numpy as np
 import tqdm
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training import image_files
-from training.archive_base import Source
-from training.image_files import IMAGE_EXTENSIONS, ImageOptions, load_image, open_image
+from training.datasets import image_files
+from training.datasets.archive_base import Source
+from training.datasets.image_files import IMAGE_EXTENSIONS, ImageOptions, load_image, open_image
 
 _MAX_FILE = 1 << 30         # Bytes of one image or label file in a zip.
 _HEADER_BYTES = 1 << 16     # Enough of most image files to know size and mode.

@@ -102,6 +102,8 @@ def _one_line(error: object) -> str:
 
 
 def _orientation(image: PIL.Image.Image) -> int:
+    if image.format == 'PNG' and not {'exif', 'xmp', 'XML:com.adobe.xmp'} & set(image.info):
+        return 1                # Where the header has none, Pillow decodes the picture to look behind it.
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:           # Damaged EXIF says nothing about the pixels.

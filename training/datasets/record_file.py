@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.crc32c import masked_crc32c, masked_crc32c_of_bytes
+from training.datasets.crc32c import masked_crc32c, masked_crc32c_of_bytes
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

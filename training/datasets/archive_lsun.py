@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError
-from training.archive_base import Source, missing_extra
-from training.image_files import ImageOptions, LeftOutError, load_image, open_image, oriented_size
+from training.datasets.archive_base import Source, missing_extra
+from training.datasets.image_files import ImageOptions, LeftOutError, load_image, open_image, oriented_size
 
 _STRIDE = 256               # Every so many keys one is kept in memory.
 _MAGIC = 0xBEEFC0DE

@@ -7,9 +7,9 @@ import re
 import numpy as np
 
 from dnnlib.util import UserError
-from training.archive_base import Source
-from training.image_files import ImageOptions, load_image
-from training.image_folder import ImageFolderSource, ImageStore, image_folder
+from training.datasets.archive_base import Source
+from training.datasets.image_files import ImageOptions, load_image
+from training.datasets.image_folder import ImageFolderSource, ImageStore, image_folder
 
 CELEBA_IMAGES = 202599
 _PLACES = ('img_align_celeba_png', 'img_align_celeba', 'Img/img_align_celeba_png', 'Img/img_align_celeba',
