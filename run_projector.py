@@ -125,15 +125,26 @@ def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> 
     return network, label
 
 
-def _load_targets(paths: Sequence[str], network: Any) -> Any:
-    """Image files as the network would draw them: uint8 [N, C, H, W], the middle of each picture, resized."""
+def _load_targets(paths: Sequence[str], network: Any, verbose: bool = True) -> Any:
+    """Image files as the network would draw them: uint8 [N, C, H, W], the middle of each picture, resized.
+
+    Says of each picture that is not as it is in the file, unless `verbose` is False.
+    """
     import numpy as np
 
-    from training.datasets.image_files import ImageOptions, load_image
+    from training.datasets.image_files import ImageOptions, load_image, open_image, oriented_size
     _, channels, height, width = network.output_shape
     options = ImageOptions(channels, background=(255, 255, 255), transform='center-crop', width=width,
                            height=height)
-    return np.stack([load_image(path, path, options).transpose(2, 0, 1) for path in paths])
+    images = []
+    for path in paths:
+        size = oriented_size(open_image(path))
+        if verbose and size != (width, height):
+            side = min(size)
+            cut = f'the middle {side}x{side} of ' if size != (side, side) else ''
+            print(f'{path}: {cut}{size[0]}x{size[1]} pixels, resized to {width}x{height}')
+        images.append(load_image(path, path, options).transpose(2, 0, 1))
+    return np.stack(images)
 
 
 def _find_targets(paths: Sequence[str], flag: str = '--target') -> list[str]:
@@ -195,7 +206,7 @@ def _real_command(network: str, result_dir: str, **options: Any) -> None:
 def _images_command(network: str, target: list[str], result_dir: str, **options: Any) -> None:
     options['targets'] = _find_targets(target)
     network_obj = _check(network, options)
-    _load_targets(options['targets'], network_obj)
+    _load_targets(options['targets'], network_obj, verbose=False)
     if options['initial'] is not None:
         from training.projection import load_latents
         options['initial'] = [os.path.abspath(os.path.expanduser(path)) for path in options['initial']]
@@ -210,7 +221,7 @@ def _images_command(network: str, target: list[str], result_dir: str, **options:
 def _detect_command(network: str, images: list[str], result_dir: str, **options: Any) -> None:
     options['targets'] = _find_targets(images, '--images')
     network_obj = _check(network, options)
-    _load_targets(options['targets'], network_obj)
+    _load_targets(options['targets'], network_obj, verbose=False)
     _read(network_obj, options['data_dir'], options['dataset'], 1)
     _submit(detect, 'detect', result_dir, network, **options)
 
@@ -219,7 +230,11 @@ def _submit(func: Any, name: str, result_dir: str, network: str, **kwargs: Any) 
     if os.path.exists(network):
         network = os.path.abspath(network)  # For the records of the run.
     config = dnnlib.SubmitConfig(run_dir_root=result_dir, run_desc=name)
-    dnnlib.submit_run(config, func, network_pkl=network, **kwargs)
+    try:
+        dnnlib.submit_run(config, func, network_pkl=network, **kwargs)
+    finally:
+        from metrics import weights
+        weights.set_weights_dir(None)
 
 
 # Flags.

@@ -369,6 +369,10 @@ class MistakesTest(GeneratorTestCase):
         with open(junk, 'wb') as file:
             pickle.dump([1, 2], file)
         self.assert_mistake("junk.pkl: expected a pickle .*network 'Gs'", *seeds, f'--network={junk}')
+        self.assert_mistake('--seeds is required, but was not given \\(or --latents\\)', 'generate-images',
+                            f'--network={plain}')
+        self.assert_mistake('--col-seeds is required', 'style-mixing-example', f'--network={plain}',
+                            '--row-seeds=0')
         self.assert_mistake('ends in .png', *seeds, f'--network={plain}', '--output-grid=sheet.gif')
         self.assert_mistake('there is no directory',
                             *seeds, f'--network={plain}', '--output-grid=no/such/dir.png')
@@ -386,7 +390,6 @@ class MistakesTest(GeneratorTestCase):
             ('--network: htps://a/b.pkl.*did you mean', ['generate-images', '--network=htps://a/b.pkl?key=1']),
             ('--network: .*Is a directory', ['generate-images', '--network=.', '--seeds=0']),
             ('--network is required', ['generate-images', '--seeds=0']),
-            ('--seeds is required', seeds),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=a']),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=-1']),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=']),
@@ -396,7 +399,7 @@ class MistakesTest(GeneratorTestCase):
             ('--class: expected an integer from 0', [*seeds, '--seeds=0', '--class=-1']),
             ('--batch: expected an integer from 1', [*seeds, '--seeds=0', '--batch=0']),
             ("--generator: expected one of Gs, G; received 'D'", [*seeds, '--seeds=0', '--generator=D']),
-            ('--col-seeds is required', ['style-mixing-example', f'--network={plain}', '--row-seeds=0']),
+            ('--latents: .*no.npz: No such file', [*seeds, '--latents=no.npz']),
         ]:
             with contextlib.redirect_stderr(io.StringIO()) as stderr, self.assertRaises(SystemExit) as caught:
                 run_generator.make_parser().parse_args(args)

@@ -10,10 +10,12 @@ import imageio.v3 as imageio
 import numpy as np
 import PIL.Image
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_file_loader
 
 import run_projector
 from dnnlib import flags, tflib
 from dnnlib.tflib import legacy
+from tests import feature_testutil
 from tests.test_projector import small_network
 from training import projection, sampling
 
@@ -35,7 +37,8 @@ class ProjectorCommandsTest(tf.test.TestCase):
         parser = run_projector.make_parser()
         with contextlib.redirect_stdout(io.StringIO()) as out:
             flags.run_command(parser.parse_args(
-                [command, f'--network={self.pickle}', '--num-steps=20', f'--result-dir={results}', *args]))
+                [command, f'--network={self.pickle}', '--num-steps=20', '--distance=l2',
+                 f'--result-dir={results}', *args]))
         runs = os.listdir(results)
         self.assertEqual(runs, [f'00000-{command}'])
         return os.path.join(results, runs[0]), out.getvalue()
@@ -77,7 +80,11 @@ class ProjectorCommandsTest(tf.test.TestCase):
         self.assertEqual(list(distances['images']), ['seed0003', 'seed0005', 'seed0008'])
         self.assertIn('seed0008: distance', out)
         self.assertTrue(os.path.exists(os.path.join(run_dir, 'losses.png')))
-        self.assertTrue(self.files(run_dir, 'events.out'))
+        (events,) = self.files(run_dir, 'events.out')
+        logged = [tf.make_ndarray(value.tensor)
+                  for event in event_file_loader.EventFileLoader(os.path.join(run_dir, events)).Load()
+                  for value in event.summary.value if value.tag == 'Projection/seed0008']
+        self.assertAllClose(logged, latents['history/distance'])
 
     def test_real_images(self):
         run_dir, _ = self.run_command('project-real-images', '--num-images=2', '--num-snapshots=1')
@@ -95,7 +102,10 @@ class ProjectorCommandsTest(tf.test.TestCase):
         PIL.Image.fromarray(wide).save(os.path.join(folder, 'wide.png'))
         PIL.Image.fromarray(wide[:, :16, 0]).save(os.path.join(folder, 'more', 'wide.png'))
         target = f'--target={folder},{folder}/more/wide.png'
-        first, _ = self.run_command('project-images', target, '--save-latents', '--space=w+')
+        first, out = self.run_command('project-images', target, '--save-latents', '--space=w+')
+        cut = f'{folder}/wide.png: the middle 16x16 of 40x16 pixels, resized to 16x16'
+        self.assertEqual(out.count(cut), 1)
+        self.assertNotIn('more/wide.png:', out)
         self.assertAllEqual(self.picture(first, 'wide-0-target.png'), wide[:, 12:28])
         self.assertAllEqual(self.picture(first, 'wide-1-target.png'), np.repeat(wide[:, :16, :1], 3, axis=2))
         latents = [os.path.join(first, f'wide-{i}-latents.npz') for i in (0, 1)]
@@ -136,6 +146,23 @@ class ProjectorCommandsTest(tf.test.TestCase):
         same = projection.cross_validated_error(rnd.rand(40), rnd.rand(40))
         self.assertBetween(same, 0.25, 0.75)
 
+    def test_weights_dir(self):
+        folder = tempfile.mkdtemp(dir=self.dir)
+        path = os.path.join(folder, 'vgg16.pt')
+        feature_testutil.write_torch(path, feature_testutil.vgg16_weights(), script=True)
+        run_dir, out = self.run_command('project-real-images', '--num-images=1', '--distance=lpips',
+                                        '--num-steps=3', f'--weights-dir={os.path.relpath(folder)}')
+        with open(os.path.join(run_dir, 'submit_config.json')) as file:
+            self.assertIn(folder, file.read())
+        with open(os.path.join(run_dir, 'distances.json')) as file:
+            self.assertEqual(json.load(file)['distance'], 'lpips')
+        with open(path, 'r+b') as file:
+            file.truncate(1000)
+        for args, message in [(f'--weights-dir={folder}', f'{path}: damaged'),
+                              (f'--weights-dir={path}', '--weights-dir: expected a local folder')]:
+            with self.assertRaisesRegex(flags.UserError, message):
+                self.run_command('project-real-images', '--distance=lpips', args)
+
     def test_mistakes(self):
         folder = tempfile.mkdtemp(dir=self.dir)
         noise = os.path.join(folder, 'x-latents.npz')
@@ -154,7 +181,7 @@ class ProjectorCommandsTest(tf.test.TestCase):
             parser = run_projector.make_parser()
             results = os.path.join(folder, 'results')
             with self.assertRaisesRegex(flags.UserError, message):
-                flags.run_command(parser.parse_args([*args, f'--network={self.pickle}',
+                flags.run_command(parser.parse_args([*args, f'--network={self.pickle}', '--distance=l2',
                                                      f'--result-dir={results}']))
             self.assertFalse(os.path.exists(results))
 

@@ -80,6 +80,7 @@ def save_shares(path: str | os.PathLike, x: Sequence[float], shares: Mapping[str
     figure, axes = _figure(title, xlabel, ylabel)
     colors = colormaps['viridis'](np.linspace(0.05, 0.95, len(shares)))
     if len(x) == 1:
+        axes.set_axisbelow(True)
         axes.bar(list(shares), [values[0] for values in shares.values()], color=colors)
     else:
         axes.stackplot(x, list(shares.values()), labels=list(shares), colors=colors)
