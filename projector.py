@@ -11,7 +11,8 @@ from dnnlib import tflib
 from dnnlib.util import UserError
 from training import sampling
 
-__all__ = ['DISTANCES', 'Projector', 'check_network', 'noise_regularization', 'normalize_noise', 'schedule']
+__all__ = ['DISTANCES', 'Projector', 'check_network', 'choose_distance', 'find_distance',
+           'noise_regularization', 'normalize_noise', 'schedule']
 
 MAX_SIZE = 256      # Images are compared at no more than this size.
 W_SEED = 123        # Of the samples of W.
@@ -22,8 +23,41 @@ def l2_distance(images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square((images - targets) / 127.5), axis=[1, 2, 3])
 
 
-# How far an image is from its target: functions of two tensors [N, H, W, C] in [0, 255] that return [N].
-DISTANCES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {'l2': l2_distance}
+# How far an image is from its target, the official distance first.
+DISTANCES = ('lpips', 'efflite0', 'l2')
+
+
+def find_distance(name: str, weights_dir: str | None = None) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """A distance by name: a function of two tensors [N, H, W, C] in [0, 255] that returns [N].
+
+    Args:
+        name: One of DISTANCES.
+        weights_dir: Folder with the weights of its feature network; see `metrics.weights.find`.
+
+    Errors: UserError for another name, and where the weights are missing, damaged or others.
+    """
+    if name not in DISTANCES:
+        raise UserError(f'Projector: distance is {name!r}, expected one of {", ".join(DISTANCES)}')
+    if name == 'l2':
+        return l2_distance
+    from metrics.feature_nets import find_extractor
+    return find_extractor(name, weights_dir).distance
+
+
+def choose_distance(weights_dir: str | None = None) -> str:
+    """The best distance that this machine has; prints which one, and why."""
+    from metrics import weights
+    path = weights.find('vgg16', weights_dir)
+    if path is not None:
+        print(f'Distance: lpips, with {path}')
+        return 'lpips'
+    missing = f'there are no weights of VGG16 (such as {weights.SOURCES["vgg16"].files[0][0]}) for lpips'
+    if weights.find('efflite0', weights_dir) is not None:
+        print(f'Distance: efflite0, since {missing}')
+        return 'efflite0'
+    print(f'Distance: l2, since {missing}, and the package {weights.SOURCES["efflite0"].package} for '
+          'efflite0 is not installed')
+    return 'l2'
 
 
 def schedule(
@@ -102,7 +136,8 @@ class Projector:
             noise_ramp_length: see `schedule`.
         dlatent_avg_samples: samples of W that its mean and standard deviation are taken of.
         regularize_noise_weight: weight of `noise_regularization`.
-        distance: key of DISTANCES, or a function like those there.
+        distance: one of DISTANCES, 'auto' for `choose_distance`, or a function as `find_distance` returns.
+        weights_dir: folder with the weights of the feature network of the distance.
         space: 'w', one latent for all layers, or 'w+', one for each.
         seed: of the initial noise and the noise added to w.
         label: [1, label_size], the class of conditional networks. None = zeros.
@@ -121,7 +156,8 @@ class Projector:
         self.lr_rampup_length = 0.05
         self.noise_ramp_length = 0.75
         self.regularize_noise_weight = 1e5
-        self.distance: str | Callable = 'l2'
+        self.distance: str | Callable = 'auto'
+        self.weights_dir: str | None = None
         self.space = 'w'
         self.seed = 0
         self.label: np.ndarray | None = None
@@ -193,13 +229,13 @@ class Projector:
 
     def _prepare(self, num_images: int) -> None:
         """Variables and the traced step, which another start with the same settings uses again."""
-        settings = (num_images, self.space, self.distance, self.regularize_noise_weight)
+        settings = (num_images, self.space, self.distance, self.weights_dir, self.regularize_noise_weight)
         if self._step_function is not None and settings == self._settings:
             return
-        distance = DISTANCES.get(self.distance) if isinstance(self.distance, str) else self.distance
+        distance = self.distance
         if not callable(distance):
-            raise UserError(f'Projector: distance is {self.distance!r}, expected one of '
-                            f'{", ".join(DISTANCES)}')
+            name = choose_distance(self.weights_dir) if distance == 'auto' else distance
+            distance = find_distance(name, self.weights_dir)
         if self.space not in ('w', 'w+'):
             raise UserError(f"Projector: space is {self.space!r}, expected 'w' or 'w+'")
         self._distance, self._settings = distance, settings
@@ -232,7 +268,8 @@ class Projector:
         if dlatents.shape[1] != num_layers:
             dlatents = tf.tile(dlatents, [1, num_layers, 1])
         noises = [tf.convert_to_tensor(noise) for noise in self._noises]
-        return self._synthesis.layer(dlatents, randomize_noise=bool(noises), ctx=sampling.GivenNoise(noises))
+        images = sampling.draw_dlatents(self._network, dlatents, noises)
+        return tf.transpose(images, [0, 2, 3, 1])
 
     def _update(self, seed: tf.Tensor, learning_rate: tf.Tensor, noise_strength: tf.Tensor) -> tuple:
         """One step: (distances [N], noise regularization [N]) before it."""

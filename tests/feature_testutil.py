@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from dnnlib.tflib import legacy
+from metrics import feature_nets, weights
 from tests import testutil
 
 METRICS = testutil.GOLDEN.parent / 'golden_metrics'
@@ -54,6 +54,23 @@ def shapes_of(entries) -> dict[str, tuple]:
         shapes[f'{entry.name}.weight'] = entry.shape
         shapes |= dict.fromkeys(entry.vectors.values(), entry.shape[:1])
     return shapes
+
+
+def entries_of(cls) -> list[weights.Entry]:
+    """The layers of an extractor, without its weights."""
+    net = feature_nets._Builder('float32')
+    cls.build(cls.__new__(cls), net)
+    return net.entries
+
+
+def vgg16_weights(classifier: bool = False) -> dict[str, np.ndarray]:
+    """The random weights of VGG16; those of the classifier are 120 million."""
+    shapes = shapes_of(entries_of(feature_nets.VGG16FC))
+    shapes |= {'classifier.6.weight': (1000, 4096), 'classifier.6.bias': (1000,)}
+    if classifier:
+        return random_weights(shapes, 420000)
+    # Seeds count from the first name, 'classifier.0.bias', and those of the classifier are six.
+    return random_weights({name: shape for name, shape in shapes.items() if 'features' in name}, 420006)
 
 
 class _Tensor:
@@ -146,5 +163,11 @@ def graph_bytes(values: dict[str, np.ndarray]) -> bytes:
 
 
 def write_network(path, values: dict[str, np.ndarray], **static_kwargs) -> None:
-    """Writes a network pickle of dnnlib with variables and arguments."""
-    legacy.save_pkl(legacy.NetworkState('net', 'build', static_kwargs, variables=list(values.items())), path)
+    """Writes a network pickle of dnnlib with variables and arguments, as Python's own pickler does."""
+    module = types.ModuleType('dnnlib.tflib.network')
+    module.Network = type('Network', (), {'__module__': module.__name__})
+    network = module.Network()
+    network.__dict__.update(version=4, name='net', static_kwargs=static_kwargs, components={},
+                            build_module_src='', build_func_name='build', variables=list(values.items()))
+    with unittest.mock.patch.dict(sys.modules, {module.__name__: module}), open(path, 'wb') as file:
+        pickle.dump(network, file, protocol=4)

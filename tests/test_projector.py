@@ -1,11 +1,17 @@
 """The projector: its formulas, its independence of the batch, and whole projections."""
 
+import contextlib
+import io
+import unittest.mock
+
 import numpy as np
 import tensorflow as tf
 
 import projector
 from dnnlib.tflib import Network
 from dnnlib.util import UserError
+from metrics import weights
+from metrics.feature_nets import find_extractor
 from training import sampling
 
 SMALL = dict(resolution=16, num_channels=3, fmap_base=64, fmap_max=16, latent_size=8, dlatent_size=8,
@@ -78,7 +84,7 @@ class ProjectorTest(tf.test.TestCase):
 
     def projector(self, num_steps=60, network=None, **attributes):
         proj = projector.Projector()
-        proj.num_steps, proj.dlatent_avg_samples = num_steps, 500
+        proj.num_steps, proj.dlatent_avg_samples, proj.distance = num_steps, 500, 'l2'
         for name, value in attributes.items():
             setattr(proj, name, value)
         proj.set_network(network or self.network)
@@ -196,6 +202,39 @@ class ProjectorTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, 'no intermediate latents'):
             self.projector(1, Network('G', 'training.networks_progan.G_paper', resolution=8, fmap_base=32,
                                       fmap_max=8, latent_size=8))
+
+
+class DistancesTest(tf.test.TestCase):
+    def test_efflite0(self):
+        network = small_network()
+        proj = projector.Projector()
+        proj.dlatent_avg_samples, proj.num_steps, proj.distance = 500, 40, 'efflite0'
+        proj.set_network(network)
+        image = draw(network, [1])
+        proj.start(image)
+        first = proj.get_images()
+        while proj.get_cur_step() < proj.num_steps:
+            proj.step()
+        last = proj.get_distances()[0]
+        self.assertLess(last, 0.7 * proj.history['distance'][0][0])
+        distance = find_extractor('efflite0').distance
+        for drawn, value in ((first, proj.history['distance'][0]), (proj.get_images(), proj.get_distances())):
+            pair = [(x.transpose(0, 2, 3, 1) + 1) * 127.5 for x in (drawn, image)]
+            # The first has noise added to its w.
+            self.assertAllClose(distance(*pair), value, rtol=0.3 if drawn is first else 1e-3)
+
+    def test_choice(self):
+        for found, name in [({'vgg16', 'efflite0'}, 'lpips'), ({'efflite0'}, 'efflite0'), (set(), 'l2')]:
+            def find(kind, weights_dir, found=found):
+                self.assertEqual(weights_dir, 'folder')
+                return kind if kind in found else None
+            with unittest.mock.patch.object(weights, 'find', find), \
+                    contextlib.redirect_stdout(io.StringIO()) as out:
+                self.assertEqual(projector.choose_distance('folder'), name)
+            self.assertRegex(out.getvalue(), f'^Distance: {name}, .*\n$')
+            if name != 'lpips':
+                self.assertIn('since there are no weights of VGG16 (such as vgg16-397923af.pth)',
+                              out.getvalue())
 
 
 if __name__ == '__main__':

@@ -202,6 +202,18 @@ def mix_styles(dlatents: np.ndarray, other: np.ndarray, layers: Sequence[int]) -
     return mixed
 
 
+def draw_dlatents(network: 'tflib.Network', dlatents: tf.Tensor, noises: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Images [N, C, H, W] of w [N, num_layers, dlatent_size], at the level of detail of the generator.
+
+    Args:
+        noises: Tensors [N, H, W, 1], one for each noise variable. None of them = as stored.
+    """
+    options = dict(randomize_noise=bool(noises), ctx=GivenNoise(noises, network.layer.stage()))
+    if network.layer.grows:
+        options['lod'] = tf.convert_to_tensor(network.layer.lod)
+    return network.components.synthesis.get_output_for(dlatents, **options)
+
+
 def synthesize(
     network: 'tflib.Network',
     dlatents: Iterable[np.ndarray],             # w of each image, [num_layers, dlatent_size].
@@ -210,20 +222,14 @@ def synthesize(
                                                             # variable. None = as stored.
     as_uint8: bool = True,                      # False = float images, in [-1, 1] but for overshoot.
 ) -> Iterator[np.ndarray]:
-    """Yields images [C, H, W] of w, batch by batch. The level of detail is that of the generator."""
-    synthesis, stage = network.components.synthesis, network.layer.stage()
-    lod = {'lod': network.layer.lod} if network.layer.grows else {}
-
+    """Yields images [C, H, W] of w, batch by batch; see `draw_dlatents`."""
     def evaluate(batch, noise):
-        noise = [tf.transpose(value, [0, 2, 3, 1]) for value in noise]
-        options = dict(randomize_noise=bool(noise), ctx=GivenNoise(noise, stage))
-        options.update({name: tf.convert_to_tensor(value) for name, value in lod.items()})
-        images = synthesis.get_output_for(batch, **options)
+        images = draw_dlatents(network, batch, [tf.transpose(value, [0, 2, 3, 1]) for value in noise])
         return tflib.convert_images_to_uint8(images) if as_uint8 else images
 
     items = zip(dlatents, itertools.repeat(()) if noises is None else noises, strict=noises is not None)
     size = min(batch_size, len(dlatents)) if hasattr(dlatents, '__len__') else batch_size
-    yield from run_batches(evaluate, items, size, synthesis.layer.compute_dtype)
+    yield from run_batches(evaluate, items, size, network.components.synthesis.layer.compute_dtype)
 
 
 def draw_latents(
