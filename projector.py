@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dnnlib import tflib
 from dnnlib.util import UserError
-from training import sampling
+from generation import sampling
 
 __all__ = ['DISTANCES', 'Projector', 'check_network', 'choose_distance', 'find_distance',
            'noise_regularization', 'normalize_noise', 'schedule']
@@ -181,6 +181,7 @@ class Projector:
         del minibatch_size
         check_network(Gs)
         self._network, self._synthesis, self._step_function = Gs, Gs.components.synthesis, None
+        self._stage = Gs.layer.stage()
         latents = np.random.RandomState(W_SEED).randn(self.dlatent_avg_samples, *Gs.input_shape[1:])
         labels = None if self.label is None else np.repeat(self.label, len(latents), axis=0)
         samples = Gs.components.mapping.run(latents, labels, minibatch_size=1000)[:, 0].astype(np.float64)
@@ -268,7 +269,7 @@ class Projector:
         if dlatents.shape[1] != num_layers:
             dlatents = tf.tile(dlatents, [1, num_layers, 1])
         noises = [tf.convert_to_tensor(noise) for noise in self._noises]
-        images = sampling.draw_dlatents(self._network, dlatents, noises)
+        images = sampling.draw_dlatents(self._network, dlatents, noises, self._stage)
         return tf.transpose(images, [0, 2, 3, 1])
 
     def _update(self, seed: tf.Tensor, learning_rate: tf.Tensor, noise_strength: tf.Tensor) -> tuple:

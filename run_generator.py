@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import dnnlib
 from dnnlib import UserError, flags
-from training import figure_commands
-from training.generator_flags import (
+from generation import commands
+from generation.generator_flags import (
     add_common_flags,
     add_network_flag,
     add_psi_flag,
@@ -23,8 +23,6 @@ from training.generator_flags import (
     submit,
     warn_without_truncation,
 )
-from training.generator_flags import network_path as _network_path  # noqa: F401
-from training.generator_flags import seed_list as _seed_list  # noqa: F401
 
 # TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
 # answered at once.
@@ -44,7 +42,8 @@ def generate_images(
 ) -> None:
     """Writes seed%04d.png for each seed, and <name>.png for each file, to the run directory."""
     del submit_config
-    from training import latent_sources, misc, sampling
+    from generation import latent_sources, sampling
+    from training import misc
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     sheet = []
 
@@ -85,7 +84,8 @@ def style_mixing_example(
     del submit_config
     import numpy as np
 
-    from training import latent_sources, misc, sampling
+    from generation import latent_sources, sampling
+    from training import misc
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     sources, rows, columns = _mixing_sources(network, label, truncation_psi, row_seeds, row_latents,
                                              col_seeds, col_latents)
@@ -120,11 +120,6 @@ def _mixing_sources(network: Any, label: Any, psi: float | None, row_seeds: Sequ
             raise UserError(f'two different sources have the name {source.name}, which their pictures would '
                             'have too; rename the file')
     return sources, [source.name for source in rows], [source.name for source in columns]
-
-
-def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> tuple[Any, Any]:
-    from training import sampling
-    return sampling.load_generator(network_pkl, generator, class_idx)
 
 
 # What the commands do before there is a run directory: everything that may turn out to be a mistake.
@@ -211,7 +206,7 @@ def make_parser() -> flags.Parser:
     images.add_argument('--output-grid', nargs='?', const='', metavar='FILE.png',
                         help='Also draw one sheet of all pictures (without a name: grid.png in the run '
                              'directory)')
-    figure_commands.add_commands(parser)
+    commands.add_commands(parser)
     return parser
 
 

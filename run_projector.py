@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import dnnlib
-import run_generator
 from dnnlib import UserError, flags
+from generation import generator_flags
+from generation.generator_flags import submit
 
 # TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
 # answered at once.
@@ -19,14 +20,15 @@ def project_generated_images(
     truncation_psi: float = 1.0,                # Truncation trick of the target images.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # See _options.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
+    **options: Any,                             # generation.projection.Options.
 ) -> None:
     """Draws images and finds them again in the latent space of their generator."""
     del submit_config
-    from training import projection
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    from generation import projection
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     projection.project(network, label, _draw(network, label, seeds, truncation_psi),
-                       [f'seed{seed:04d}' for seed in seeds], _options(**options))
+                       [f'seed{seed:04d}' for seed in seeds], projection.Options(**options))
 
 
 def project_real_images(
@@ -37,15 +39,16 @@ def project_real_images(
     num_images: int = 3,                        # Its first images are projected.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # See _options.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
+    **options: Any,                             # generation.projection.Options.
 ) -> None:
     """Projects images of a data set."""
     del submit_config
-    from training import projection
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    from generation import projection
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     images = _read(network, data_dir, dataset, num_images)
     projection.project(network, label, images, [f'image{i:04d}' for i in range(len(images))],
-                       _options(**options))
+                       projection.Options(**options))
 
 
 def project_images(
@@ -55,15 +58,16 @@ def project_images(
     initial: Sequence[str] | None = None,       # Files of latents to go on from, one for each.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # See _options.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
+    **options: Any,                             # generation.projection.Options.
 ) -> None:
     """Projects image files, cut to the middle and resized to the size of the network."""
     del submit_config
-    from training import projection
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    from generation import projection
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     latents = initial and [projection.load_latents(path, network) for path in initial]
     projection.project(network, label, _load_targets(targets, network), _prefixes(targets),
-                       _options(**options), latents)
+                       projection.Options(**options), latents)
 
 
 def detect(
@@ -76,31 +80,24 @@ def detect(
     truncation_psi: float = 1.0,                # Truncation trick of the generated ones.
     class_idx: int | None = None,               # Class, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
-    **options: Any,                             # See _options.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
+    **options: Any,                             # generation.projection.Options.
 ) -> None:
     """Says of image files whether the network has made them."""
     del submit_config
-    from training import projection
-    network, label = _load_generator(network_pkl, generator, class_idx)
+    from generation import projection
+    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
     projection.detect(network, label, _load_targets(targets, network), _prefixes(targets),
                       _draw(network, label, range(num_references), truncation_psi),
                       _read(network, data_dir, dataset, num_references),
-                      _options(num_snapshots=0, **options))
-
-
-def _options(weights_dir: str | None = None, **options: Any) -> Any:
-    """training.projection.Options, once the folder with the weights of the distance is known."""
-    from metrics import weights
-    from training import projection
-    weights.set_weights_dir(weights_dir)
-    return projection.Options(**options)
+                      projection.Options(num_snapshots=0, **options))
 
 
 def _draw(network: Any, label: Any, seeds: Sequence[int], psi: float) -> Any:
     """Images of seeds: uint8 [N, C, H, W]."""
     import numpy as np
 
-    from training import sampling
+    from generation import sampling
     return np.stack([image for _, image in sampling.generate(network, list(seeds), psi, label)])
 
 
@@ -119,8 +116,9 @@ def _read(network: Any, data_dir: str | None, dataset: str | None, num_images: i
 
 def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> tuple[Any, Any]:
     """A generator that one can project into, and the label of the class."""
+    from generation import sampling
     from projector import check_network
-    network, label = run_generator._load_generator(network_pkl, generator, class_idx)
+    network, label = sampling.load_generator(network_pkl, generator, class_idx)
     check_network(network)
     return network, label
 
@@ -175,11 +173,12 @@ def _prefixes(paths: Sequence[str]) -> list[str]:
 # What the commands do before there is a run directory: everything that may turn out to be a mistake.
 
 def _check(network: str, options: dict[str, Any]) -> Any:
-    flags.use_custom_ops(options.pop('custom_ops'))
+    network_obj, _ = generator_flags.load(network, options)
+    from projector import check_network
+    check_network(network_obj)
     _check_distance(options)
-    network_obj, _ = _load_generator(network, options['generator'], options['class_idx'])
     if options['save_video']:
-        from training.video import check_video
+        from generation.video import check_video
         check_video()
     return network_obj
 
@@ -195,12 +194,12 @@ def _check_distance(options: dict[str, Any]) -> None:
 
 def _generated_command(network: str, result_dir: str, **options: Any) -> None:
     _check(network, options)
-    _submit(project_generated_images, 'project-generated-images', result_dir, network, **options)
+    submit(project_generated_images, 'project-generated-images', result_dir, network, **options)
 
 
 def _real_command(network: str, result_dir: str, **options: Any) -> None:
     _read(_check(network, options), options['data_dir'], options['dataset'], 1)
-    _submit(project_real_images, 'project-real-images', result_dir, network, **options)
+    submit(project_real_images, 'project-real-images', result_dir, network, **options)
 
 
 def _images_command(network: str, target: list[str], result_dir: str, **options: Any) -> None:
@@ -208,14 +207,14 @@ def _images_command(network: str, target: list[str], result_dir: str, **options:
     network_obj = _check(network, options)
     _load_targets(options['targets'], network_obj, verbose=False)
     if options['initial'] is not None:
-        from training.projection import load_latents
+        from generation.projection import load_latents
         options['initial'] = [os.path.abspath(os.path.expanduser(path)) for path in options['initial']]
         if len(options['initial']) != len(options['targets']):
             raise UserError(f'--initial: expected one file for each of {len(options["targets"])} images, '
                             f'received {len(options["initial"])}')
         for path in options['initial']:
             load_latents(path, network_obj)
-    _submit(project_images, 'project-images', result_dir, network, **options)
+    submit(project_images, 'project-images', result_dir, network, **options)
 
 
 def _detect_command(network: str, images: list[str], result_dir: str, **options: Any) -> None:
@@ -223,18 +222,7 @@ def _detect_command(network: str, images: list[str], result_dir: str, **options:
     network_obj = _check(network, options)
     _load_targets(options['targets'], network_obj, verbose=False)
     _read(network_obj, options['data_dir'], options['dataset'], 1)
-    _submit(detect, 'detect', result_dir, network, **options)
-
-
-def _submit(func: Any, name: str, result_dir: str, network: str, **kwargs: Any) -> None:
-    if os.path.exists(network):
-        network = os.path.abspath(network)  # For the records of the run.
-    config = dnnlib.SubmitConfig(run_dir_root=result_dir, run_desc=name)
-    try:
-        dnnlib.submit_run(config, func, network_pkl=network, **kwargs)
-    finally:
-        from metrics import weights
-        weights.set_weights_dir(None)
+    submit(detect, 'detect', result_dir, network, **options)
 
 
 # Flags.
@@ -264,9 +252,8 @@ def make_parser() -> flags.Parser:
                     'whether the network has made the files (StyleGAN2, section 5.1).')
     commands = (generated, real, images, detection)
     for command in commands:
-        command.add_flag('network', run_generator._network_path,
-                         'Network pickle: a file, https://…, gs://… or gdrive:networks/…', required=True)
-    generated.add_flag('seeds', run_generator._seed_list, "Seeds, such as '1,2,3' or '1-3'", default='0-2')
+        generator_flags.add_network_flag(command)
+    generated.add_flag('seeds', generator_flags.seed_list, "Seeds, such as '1,2,3' or '1-3'", default='0-2')
     for command in (generated, detection):
         command.add_flag('truncation-psi', float, 'Truncation of generated images: 1 = off', default=1.0)
     for command in (real, detection):
@@ -291,14 +278,10 @@ def make_parser() -> flags.Parser:
             '(default: the first of these that is there)', choices=['lpips', 'efflite0', 'l2'])
         add('weights-dir', flags.path, 'Folder with the weights of VGG16 (default: $STYLEGAN_WEIGHTS_DIR)')
         add('seed', flags.nonneg_int, 'Of the noise', default=0)
-        add('batch', flags.positive_int, 'Images at a time; does not change them', default=4,
-            dest='batch_size')
         add('save-latents', bool, 'Write <image>-latents.npz: latents, noise, losses', default=False)
         add('save-video', bool, 'Write <image>-video.mp4: the target beside the projection', default=False)
-        add('class', flags.nonneg_int, 'Class, for conditional networks', dest='class_idx')
-        add('generator', help='Which generator of a snapshot', choices=['Gs', 'G'], default='Gs')
-        add('result-dir', help='Where run directories are made', default='results', metavar='DIR')
-        flags.add_custom_ops_flag(command)
+        generator_flags.add_common_flags(command, 'Images at a time; does not change them',
+                                         'Class, for conditional networks')
     return parser
 
 

@@ -36,7 +36,7 @@ def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, repeat
     from projector import Projector
     _, _, Gs = make_networks(resolution, fmap_base, fmap_max)
     proj = Projector()
-    proj.dlatent_avg_samples, proj.num_steps = 1000, 1 << 20
+    proj.dlatent_avg_samples, proj.num_steps, proj.distance = 1000, 1 << 20, 'l2'
     proj.set_network(Gs)
     proj.start(np.random.RandomState(1).uniform(-1, 1, [batch, 3, resolution, resolution]))
     synthesis = Gs.components.synthesis

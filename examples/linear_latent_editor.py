@@ -128,7 +128,8 @@ def save_sheet(path: str, generator: Any, directions: Any, rows: int = 4, seed: 
     """One row per image: for every attribute the edits of SHEET_STRENGTHS side by side, 0 = as it was."""
     import numpy as np
 
-    from training import misc, sampling
+    from generation import sampling
+    from training import misc
     dlatents = draw_dlatents(generator, rows, np.random.RandomState(seed))
     strengths = [strength * row for row in np.eye(len(directions)) for strength in SHEET_STRENGTHS]
     offsets = [np.tensordot(values, directions, axes=1) for values in strengths]

@@ -18,12 +18,11 @@ import dnnlib
 from dnnlib.transfer import file_sha256
 from dnnlib.util import UserError, is_remote_path
 
-__all__ = ['SOURCES', 'Entry', 'Weights', 'find', 'load', 'read', 'set_weights_dir']
+__all__ = ['SOURCES', 'Entry', 'Weights', 'find', 'load', 'read']
 
 MAX_GRAPH_BYTES = 1 << 30
 MAX_FILLED = 1 << 16        # Numbers of a constant that a graph may store as a single one.
 
-_weights_dir = None         # Set by set_weights_dir.
 
 
 class Source(NamedTuple):
@@ -91,17 +90,11 @@ class Weights(NamedTuple):
 
 # Finding files.
 
-def set_weights_dir(path: str | None) -> None:
-    """Sets the folder that is searched where none is given; None returns the choice to the environment."""
-    global _weights_dir
-    _weights_dir = path
-
-
 def find(kind: str, weights_dir: str | None = None) -> str | None:
     """Path of a file with the weights of a network, None where there is none.
 
-    Searched are the folder given or set by `set_weights_dir`, else $STYLEGAN_WEIGHTS_DIR; then `weights` and
-    `downloads` of the cache directory; last, the package that has them.
+    Searched are the folder given, else $STYLEGAN_WEIGHTS_DIR; then `weights` and `downloads` of the cache
+    directory; last, the package that has them.
 
     Args:
         kind: Key of SOURCES.
@@ -129,7 +122,7 @@ def find(kind: str, weights_dir: str | None = None) -> str | None:
 
 def _directories(weights_dir: str | None) -> list[str]:
     result = []
-    for path, who in ((weights_dir or _weights_dir, '--weights-dir'),
+    for path, who in ((weights_dir, '--weights-dir'),
                       (os.environ.get('STYLEGAN_WEIGHTS_DIR'), '$STYLEGAN_WEIGHTS_DIR')):
         if path:
             path = os.path.abspath(os.path.expanduser(path)) if not is_remote_path(path) else path

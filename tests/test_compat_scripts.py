@@ -17,9 +17,9 @@ import tensorflow as tf
 
 from dnnlib import tflib
 from dnnlib.tflib import legacy
+from generation.sampling import GivenNoise
 from tests import testutil
 from training.context import Context
-from training.sampling import GivenNoise
 
 COMPAT = pathlib.Path(__file__).resolve().parent / 'compat'
 STYLEGAN2 = testutil.golden('training', 'stylegan2_f_init.pkl')

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib import UserError, tflib
+from generation import figures, jacobian, latent_sources, resolution_usage, sampling
 from tests import test_run_generator as common
-from training import figures, jacobian, latent_sources, resolution_usage, sampling
 from training.datasets.image_files import open_image
 
 TINY = common.TINY

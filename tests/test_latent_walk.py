@@ -5,9 +5,9 @@ import os
 import numpy as np
 
 from dnnlib import UserError, tflib
+from generation import latent_sources, latent_walk, sampling
 from tests import test_run_generator as common
 from tests.test_figures import PROGAN, FiguresTestCase, as_uint8, seed_w
-from training import latent_sources, latent_walk, sampling
 
 
 class WalkTest(FiguresTestCase):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib import UserError
-from training import plots, video
+from generation import plots, video
 from training.datasets.image_files import open_image
 
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 import projector
 from dnnlib.tflib import Network
 from dnnlib.util import UserError
+from generation import sampling
 from metrics import weights
 from metrics.feature_nets import find_extractor
-from training import sampling
 
 SMALL = dict(resolution=16, num_channels=3, fmap_base=64, fmap_max=16, latent_size=8, dlatent_size=8,
              mapping_fmaps=8, mapping_layers=2)
@@ -172,6 +172,16 @@ class ProjectorTest(tf.test.TestCase):
         again = self.projector(1, space='w+')
         again.start(self.images[:1], proj.get_dlatents(), proj.get_noises())
         self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
+
+    def test_networks_that_grow(self):
+        network = Network('Gs', 'training.networks_stylegan.G_style', **SMALL)
+        network.set_var('lod', 1)   # What it draws is 8×8 pixels, enlarged; so is what is projected.
+        image = network.run(np.random.RandomState(1).randn(1, 8), None, randomize_noise=False)
+        self.assertAllClose(image, image[:, :, ::2, ::2].repeat(2, axis=2).repeat(2, axis=3), atol=1e-5)
+        proj = self.projector(100, network).run(image)
+        found = proj.get_images()
+        self.assertAllClose(found, found[:, :, ::2, ::2].repeat(2, axis=2).repeat(2, axis=3), atol=1e-5)
+        self.assertLess(proj.get_distances()[0], proj.history['distance'][0][0] / 2)
 
     def test_a_distance_of_the_users(self):
         proj = self.projector(40, distance=lambda x, y: tf.reduce_mean(tf.abs(x - y), axis=[1, 2, 3]))

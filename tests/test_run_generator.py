@@ -19,8 +19,8 @@ import pretrained_networks
 import run_generator
 from dnnlib import UserError, flags, tflib
 from dnnlib.tflib import legacy
+from generation import sampling
 from tests import http_testutil, testutil
-from training import sampling
 
 TINY = dict(resolution=16, fmap_base=64, fmap_max=8, latent_size=8, dlatent_size=8, mapping_fmaps=8,
             mapping_layers=2)

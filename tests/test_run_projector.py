@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing import event_file_loader
 import run_projector
 from dnnlib import flags, tflib
 from dnnlib.tflib import legacy
+from generation import projection, sampling
 from tests import feature_testutil
 from tests.test_projector import small_network
-from training import projection, sampling
 
 
 class ProjectorCommandsTest(tf.test.TestCase):

@@ -262,9 +262,8 @@ class FindTest(TestCase):
             self.assertEqual(weights.find('vgg16'), paths[2])
             os.makedirs(self.path('empty'))
             self.assertEqual(weights.find('vgg16', self.path('empty')), paths[1])
-            weights.set_weights_dir(os.path.dirname(self.write(f'set/{names[0]}')))
-            self.addCleanup(weights.set_weights_dir, None)
-            self.assertEqual(weights.find('vgg16'), self.path('set', names[0]))
+            given = self.write(f'set/{names[0]}')
+            self.assertEqual(weights.find('vgg16', os.path.dirname(given)), given)
         os.makedirs(self.path('folder', names[0]))      # No file.
         self.assertEqual(weights.find('vgg16', self.path('folder')), paths[1])
 

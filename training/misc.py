@@ -61,9 +61,9 @@ def load_pkl(file_or_url: str | os.PathLike) -> Any:
 
     Raises: UserError for anything but networks, arrays and plain values; OSError when it cannot be opened.
     """
-    from dnnlib.tflib import legacy, network
+    from dnnlib.tflib import legacy, network_contents
     with open_file_or_url(file_or_url) as file:
-        return network.networks_of(legacy.load_pkl(file))
+        return network_contents.networks_of(legacy.load_pkl(file))
 
 
 def save_pkl(obj: Any, filename: str | os.PathLike) -> None:
@@ -71,8 +71,8 @@ def save_pkl(obj: Any, filename: str | os.PathLike) -> None:
 
     Networks have the official form. The file appears under its name only when it is whole.
     """
-    from dnnlib.tflib import legacy, network
-    legacy.save_pkl(network.states_of(obj), filename)
+    from dnnlib.tflib import legacy, network_contents
+    legacy.save_pkl(network_contents.states_of(obj), filename)
 
 
 def list_network_pkls(run_dir: str | os.PathLike, include_final: bool = True) -> list[str]:

@@ -138,11 +138,11 @@ def _checked_images(path: str) -> ImageFolderSource:
 
 
 def _needed(found: str) -> str:
-    found = f' Found: {found}.' if found else ''
-    return ('CelebA-HQ is read from its finished images of 1024x1024 pixels (img00000000.png ... or '
-            'imgHQ00000.npy ..., in a folder or zip). The published deltas turn into such images only with '
-            'the in-the-wild CelebA images, their landmarks, and the very libjpeg and Pillow of the official '
-            f'preparation: run it first, then give its result (an .h5 file: to create_from_hdf5).{found}')
+    found = f' (found: {found})' if found else ''
+    return ('CelebA-HQ needs its finished images of 1024x1024 pixels, img00000000.png ... or imgHQ00000.npy '
+            f'..., in a folder or zip{found}. Deltas only fit what the official preparation makes of CelebA '
+            'in the wild, by their landmarks, with its versions of libjpeg and Pillow: run it, then '
+            'give its images here, or its .h5 file to create_from_hdf5.')
 
 
 def _describe_parts(celeba_dir: str, delta_dir: str | None) -> str:
@@ -151,7 +151,7 @@ def _describe_parts(celeba_dir: str, delta_dir: str | None) -> str:
         names = os.listdir(path)
         deltas = sum(re.fullmatch(r'deltas?[0-9]+\.(zip|dat)', name) is not None for name in names)
         if deltas:
-            parts.append(f'{deltas} delta files in {path}')
+            parts.append(f'{deltas} delta file{"s" * (deltas > 1)} in {path}')
         for name in ('img_celeba', 'img_celeba.7z', 'image_list.txt', 'Anno'):
             if name in names:
                 parts.append(os.path.join(path, name))

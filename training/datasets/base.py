@@ -60,14 +60,21 @@ def check_max_label_size(value: Any) -> int | str:
                     f'received {value!r}')
 
 
-def check_image_size(width: int, height: int, what: str) -> None:
-    """Errors: UserError unless the images are square with a side that is a power of two, 4 or larger."""
+def resize_flags(width: int, height: int) -> str:
+    """The flags of dataset_tool.py that make a square with a power of two as its side out of an image."""
+    side = max(1 << (min(width, height).bit_length() - 1), 4)
+    return ('' if width == height else '--transform=center-crop ') + f'--resolution={side}'
+
+
+def check_image_size(width: int, height: int, what: str, converting: bool = False) -> None:
+    """Errors: UserError unless the images are square with a side that is a power of two, 4 or larger; says
+    what would mend it, to somebody who is `converting` them or to somebody who wants to use them."""
     if width != height or width < 4 or width & (width - 1):
-        side = max(1 << (min(width, height).bit_length() - 1), 4)
-        crop = '' if width == height else ' --transform=center-crop'
+        mend = resize_flags(width, height)
+        mend = f'Give {mend}.' if converting else (
+            f'Make such a data set: python dataset_tool.py create_from_images NEW_DATASET IMAGES {mend}')
         raise UserError(f'{what} has {width}x{height} pixels; expected a square with a side that is a power '
-                        'of two, 4 or larger. Make such a data set: python dataset_tool.py '
-                        f'create_from_images NEW_DATASET IMAGES{crop} --resolution={side}')
+                        f'of two, 4 or larger. {mend}')
 
 
 def check_resolution(resolution: int | None, available: int, what: str) -> int:
@@ -177,7 +184,7 @@ class Dataset:
             indices: int [n], each in [0, len(self)).
             lod: Level of detail: images come 2^lod times smaller (2×2 averages).
 
-        Returns: images uint8 [n, H, W, C], labels float32 [n, label_size].
+        Returns: images uint8 [n, H, W, C], which may be read-only, labels float32 [n, label_size].
         Errors: IndexError for an index out of range, UserError for a damaged file. With skip_bad, the next
             good image takes the place of one that cannot be read.
         """
@@ -383,6 +390,7 @@ class Dataset:
         images, labels = self._read(self.order(position, size, seed), lod,
                                     lambda i, attempt: int(self.order(position + i + attempt, 1, seed)[0]))
         if mirror_augment:
+            images = np.require(images, requirements='W')
             for i in np.flatnonzero(self.mirror_flips(position, size, seed)):
                 for channel in range(images.shape[3]):      # Much faster than all channels at once.
                     images[i, :, :, channel] = images[i, :, ::-1, channel]

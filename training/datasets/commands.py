@@ -211,7 +211,7 @@ def validate(tfrecord_dir: str) -> int:
         print(f'{tfrecord_dir}: {len(problems)} problem{"s" * (len(problems) > 1)}')
         return 1
     print(f'{tfrecord_dir}: {count} images, all right' + ('' if record or not is_records(tfrecord_dir) else
-          ' (no dataset.json: counts and fingerprint were not compared)'))
+          ' (counts and fingerprint were not compared, for lack of a dataset.json)'))
     return 0
 
 

@@ -22,7 +22,7 @@ import tqdm
 
 from dnnlib.util import UserError, atomic_write, format_time
 from training.datasets import worker_pool
-from training.datasets.base import one_hot
+from training.datasets.base import check_image_size, one_hot
 from training.datasets.image_files import LeftOutError
 from training.datasets.workspace import Workspace, check_target, target_folder
 from training.datasets.writer import (
@@ -167,10 +167,7 @@ def check_shape(shape: tuple[int, ...], name: str) -> None:
     height, width, channels = shape
     if channels not in (1, 3, 4):
         raise UserError(f'{name} has {channels} channels; expected 1 (gray), 3 (RGB) or 4 (RGBA).')
-    if width != height or width < 4 or width & (width - 1):
-        size = max(4, 1 << (min(width, height).bit_length() - 1))
-        raise UserError(f'{name} has {width}x{height} pixels; expected a square with a side that is a power '
-                        f'of two, 4 or larger. Give --transform=center-crop --resolution={size}.')
+    check_image_size(width, height, name, converting=True)
 
 
 class _Conversion:
@@ -203,7 +200,7 @@ class _Conversion:
     def _check_problems(self) -> None:
         """Fails at once for what the source knows to be bad."""
         problems = getattr(self._source, 'problems', {})
-        bad = [index for index in sorted(set(problems) & set(self._order.tolist()))] if problems else []
+        bad = sorted(set(problems) & set(self._order.tolist()))
         if bad and not self._options.skip_bad:
             raise UserError(f'{problems[bad[0]]} {len(bad)} of {len(self._source)} images cannot be used; '
                             '--skip-bad leaves them out.')

@@ -82,13 +82,7 @@ class ImageFolderDataset(Dataset):
 
     def _usable(self, skip_bad: bool) -> np.ndarray:
         """Numbers of the images whose name and header show nothing wrong. Errors: UserError for others."""
-        problems = dict(self._source.problems)
-        lowered = {}
-        for i, name in enumerate(self._source.store.names):
-            first = lowered.setdefault(name.lower(), i)
-            if first != i:
-                problems.setdefault(i, f'{self._source.item_name(i)} and {self._source.item_name(first)} '
-                                       'differ only in case; rename or remove one of them.')
+        problems = self._source.problems
         if problems and not skip_bad:
             more = len(problems) - 1
             raise UserError(problems[min(problems)] + (

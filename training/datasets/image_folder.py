@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -16,10 +17,14 @@ import tqdm
 from dnnlib.util import UserError, gfile, is_remote_path
 from training.datasets import image_files
 from training.datasets.archive_base import Source
-from training.datasets.image_files import IMAGE_EXTENSIONS, ImageOptions, load_image, open_image
+from training.datasets.base import resize_flags
+from training.datasets.image_files import IMAGE_EXTENSIONS, ImageHeader, ImageOptions, load_image, read_header
+from training.datasets.prefetch import num_threads
 
 _MAX_FILE = 1 << 30         # Bytes of one image or label file in a zip.
-_HEADER_BYTES = 1 << 16     # Enough of most image files to know size and mode.
+_HEADER_BYTES = (1 << 12, 1 << 16)  # Of a file in a zip, tried in turn: mostly enough for size and mode.
+_SCAN_NAMES = 256           # Files whose headers one thread reads at a time.
+_MAX_LINKS = 5              # Links that lead in a circle, told one by one.
 _CHECKED_ALPHA = 64         # Images with an alpha channel that are decoded at the start, to fail early.
 _ZIP_ERRORS = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zlib.error,
                zipfile.BadZipFile)
@@ -68,7 +73,7 @@ class ImageStore(Source):
         return len(self.names)
 
     def _walk(self) -> set[str]:
-        found, visited = set(), set()
+        found, visited, circles = set(), set(), []
         remote = is_remote_path(self.path)
         walk = gfile().walk(self.path) if remote else os.walk(self.path, followlinks=True, onerror=_raise)
         for folder, subfolders, names in walk:
@@ -76,6 +81,7 @@ class ImageStore(Source):
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in visited:   # A link to a folder that was seen already.
                     subfolders.clear()
+                    circles.append(folder)
                     continue
                 visited.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
@@ -83,6 +89,11 @@ class ImageStore(Source):
             prefix = '' if relative == '.' else relative + '/'
             if not any(part.startswith('.') for part in prefix.split('/')):
                 found.update(prefix + name for name in names if not name.startswith('.'))
+        for folder in circles[:_MAX_LINKS]:
+            print(f'Warning: {folder} is left out: a link to a folder that is searched already.',
+                  file=sys.stderr)
+        if len(circles) > _MAX_LINKS:
+            print(f'Warning: {len(circles) - _MAX_LINKS} more such links are left out.', file=sys.stderr)
         return found
 
     def _zip_names(self) -> set[str]:
@@ -319,55 +330,86 @@ class ImageFolderSource(Source):
     def close(self) -> None:
         self.store.close()
 
-    def _header(self, name: str) -> tuple[tuple[int, int], bool, bool] | UserError:
-        """(width, height) of the result, whether gray, whether there may be transparent pixels."""
-        location = self.store.location(name)
-        try:
-            source = self.store.read_bytes(name, _HEADER_BYTES) if self.store.is_zip else location
+    def _headers(self, names: list[str]) -> list[ImageHeader | UserError]:
+        """The headers of some images, with the size that the transform gives; errors in their places."""
+        headers = []
+        for name in names:
+            location = self.store.location(name)
             try:
-                image = open_image(source, location)
+                header = self._header(name, location)
+                size = image_files.transformed_size(header.size, location, self._options)
+                headers.append(header._replace(size=size))
+            except UserError as error:
+                headers.append(error)
+        return headers
+
+    def _header(self, name: str, location: str) -> ImageHeader:
+        if not self.store.is_zip:
+            return read_header(location)
+        for limit in _HEADER_BYTES:
+            data = self.store.read_bytes(name, limit)
+            try:
+                return read_header(data, location)
             except UserError:
-                if not self.store.is_zip or len(source) < _HEADER_BYTES:
+                if len(data) < limit:
                     raise
-                image = open_image(self.store.read_bytes(name), location)   # The header lies further back.
-            with image:
-                size = image_files.oriented_size(image)
-                gray, alpha = image_files.is_gray(image), image_files.has_alpha(image)
-            return image_files.transformed_size(size, location, self._options), gray, alpha
-        except UserError as error:
-            return error
+        return read_header(self.store.read_bytes(name), location)       # The header lies further back.
 
     def _scan(self) -> None:
         """Finds the shape of all results by the headers, and what does not fit."""
         names = self.store.names
+        parts = [names[begin:begin + _SCAN_NAMES] for begin in range(0, len(names), _SCAN_NAMES)]
         headers = []
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            for start in tqdm.tqdm(range(0, len(names), 1024), 'Checking images', disable=len(names) < 10000):
-                headers += pool.map(self._header, names[start:start + 1024])
+        threads = max(num_threads(), 4)     # More would wait for each other, but for a slow disk.
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool, \
+                tqdm.tqdm(total=len(names), desc='Checking images', delay=2, unit=' images') as bar:
+            for found in pool.map(self._headers, parts):
+                headers += found
+                bar.update(len(found))
         good = [i for i, header in enumerate(headers) if not isinstance(header, UserError)]
         self.problems = {i: str(header) for i, header in enumerate(headers) if isinstance(header, UserError)}
         if not good:
             raise UserError(self.problems[0])
-        size = headers[good[0]][0]
+        size = headers[good[0]].size
         for i in good:
-            if headers[i][0] != size:
-                first, other = self.item_name(good[0]), headers[i][0]
-                side = max(1 << (min(size).bit_length() - 1), 4)
+            if headers[i].size != size:
+                first, other = self.item_name(good[0]), headers[i].size
                 self.problems[i] = (
                     f'{self.item_name(i)} has {other[0]}x{other[1]} pixels, but {first} has '
-                    f'{size[0]}x{size[1]}; expected one size. Give --transform=center-crop '
-                    f'--resolution={side}.')
-        colour = self._options.background or (0, 0, 0)
-        gray = all(headers[i][1] and (not headers[i][2] or len(set(colour)) == 1) for i in good)
-        self._options = self._options._replace(channels=self._options.channels or (1 if gray else 3))
+                    f'{size[0]}x{size[1]}; expected one size. Give dataset_tool.py '
+                    f'create_from_images --transform=center-crop {resize_flags(*size).split()[-1]}.')
+        self._find_same_names()
+        good = [i for i in good if i not in self.problems]
+        channels = self._options.channels or self._channels(headers, good)
+        self._options = self._options._replace(channels=channels)
         self.shape = [size[1], size[0], self._options.channels]
         if self._options.background is None and self._options.channels != 4:
-            alpha = [i for i in good if headers[i][2] and i not in self.problems]
+            alpha = [i for i in good if headers[i].alpha]
             for i in alpha[::max(len(alpha) // _CHECKED_ALPHA, 1)]:
                 try:
                     self.read(i)
                 except UserError as error:
                     self.problems[i] = str(error)
+
+    def _find_same_names(self) -> None:
+        """Two names that differ only in case are one file on other systems, and mostly a mistake."""
+        lowered = {}
+        for i, name in enumerate(self.store.names):
+            first = lowered.setdefault(name.lower(), i)
+            if first != i:
+                self.problems.setdefault(i, f'{self.item_name(i)} and {self.item_name(first)} differ only in '
+                                            'case; rename or remove one of them.')
+
+    def _channels(self, headers: list, good: list[int]) -> int:
+        """1 if all images are gray, else 3."""
+        colour = self._options.background or (0, 0, 0)
+        tinted = len(set(colour)) > 1
+        gray = [i for i in good if headers[i].gray and not (headers[i].alpha and tinted)]
+        if gray and len(gray) < len(good):
+            print(f'{self.store.path}: some images are gray ({len(gray)} of {len(good)}, the first is '
+                  f'{self.item_name(gray[0])}), others in colour. All become RGB; --channels=1 makes all '
+                  'gray.', file=sys.stderr)
+        return 1 if len(gray) == len(good) else 3
 
     def read(self, index: int) -> np.ndarray:
         index = self._check_index(index)

@@ -205,6 +205,8 @@ def decode_images(files: Sequence[bytes], encoding: str) -> np.ndarray:
         files: PNG or JPEG files.
         encoding: 'png' or 'jpeg'.
 
+    Returns: an array that may be read-only.
+
     Errors: ValueError where one of them is damaged or of another size.
     """
     import tensorflow as tf
@@ -213,7 +215,8 @@ def decode_images(files: Sequence[bytes], encoding: str) -> np.ndarray:
         count = min(_GROUP, 1 << (len(files) - done).bit_length() - 1)     # A function for each power of two.
         try:
             with tf.device('CPU:0'):
-                parts.append(_decoder(encoding, count)(tf.constant(files[done:done + count])).numpy())
+                images = _decoder(encoding, count)(tf.constant(files[done:done + count]))
+                parts.append(np.asarray(memoryview(images)))    # Not copied: that takes 1/7 of decoding.
         except tf.errors.OpError as error:
             raise ValueError(re.sub(r'\{\{.*?\}\} ?|[\n\t].*', '', error.message)) from error
         done += count

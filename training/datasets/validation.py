@@ -19,6 +19,7 @@ from training.datasets.writer import fingerprint, picture_digest
 _TASK_BYTES = 16 << 20      # Pixels of the largest level that are checked at a time.
 _PARALLEL_BYTES = 1 << 30   # From this size on processes are worth their start.
 _MOST_PROBLEMS = 100        # More are counted only.
+_INFO = ('num_images', 'shape', 'format', 'levels', 'shards', 'label_size', 'fingerprint')    # Compared.
 _SHARD = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.tfrecords')
 
 
@@ -180,6 +181,11 @@ def check_records(folder: str, record: dict) -> tuple[int, list[str], list[str]]
                for name, count in other.items() if count]
     if record:
         problems += _check_info(folder, record, levels, labels, digests if not bad else b'')
+        lacking = [key for key in _INFO if key not in record]
+        if lacking:
+            remarks.append(f'{folder}/dataset.json lacks {", ".join(lacking)}: not compared')
+    elif os.path.exists(os.path.join(folder, 'dataset.json')):
+        remarks.append(f'{folder}/dataset.json says nothing about the records; remove it or copy it again')
     return top.count, problems + bad, remarks
 
 

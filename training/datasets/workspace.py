@@ -1,15 +1,13 @@
 """The place where a data set is made, beside that where it will be, and how it gets there.
 
-While it is made, the data set NAME lies in `.NAME.partial`:
+While it is made, the data set NAME lies in `.NAME.partial`, which the process at work holds locked:
 
-    lock            held by the process at work
     state.json      what is made and how far it is, written anew every few seconds
     progress/       append-only: digests of the images, lengths of encoded records, what was left out
     data/           the files of the data set, renamed to NAME at the very end
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -17,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from dnnlib.file_lock import LockedError, file_lock
 from dnnlib.util import UserError, atomic_write, is_remote_path
 
 _DATA_FILES = re.compile(
@@ -81,43 +80,36 @@ class Workspace:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes out of the folder; makes and, when it is empty at the end, removes it."""
-        path = os.path.join(self.path, 'lock')
+        with self._acquire():
+            try:
+                self._tidy()
+                yield
+            finally:
+                self.close()
+                with contextlib.suppress(OSError):      # Not empty: an unfinished conversion.
+                    os.rmdir(self.path)
+
+    def _acquire(self) -> contextlib.ExitStack:
         while True:
             os.makedirs(self.path, exist_ok=True)
-            try:
-                lock = open(path, 'a+')
-            except FileNotFoundError:       # The process that held it has just finished.
-                continue
-            with lock:
+            with contextlib.ExitStack() as stack:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock.seek(0)
-                    raise UserError(f'{self.target} is being made by another process ({lock.read() or "?"}); '
-                                    'wait for it or give another folder.') from None
-                except OSError:             # Some network file systems have no locks.
+                    before = os.stat(self.path)
+                    stack.enter_context(file_lock(self.path))
+                    if os.path.samestat(before, os.stat(self.path)):
+                        return stack.pop_all()
+                except LockedError:
+                    raise UserError(f'{self.target} is being made by another process; wait for it or give '
+                                    'another folder.') from None
+                except FileNotFoundError:       # The process that held it has just finished and removed it.
                     pass
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(path), os.fstat(lock.fileno())):
-                        lock.truncate(0)
-                        lock.write(str(os.getpid()))
-                        lock.flush()
-                        try:
-                            self._tidy()
-                            yield
-                        finally:
-                            self.close()
-                            if os.listdir(self.path) == ['lock']:
-                                os.unlink(path)
-                                os.rmdir(self.path)
-                        return
 
     def _tidy(self) -> None:
         """Removes what is left where a process was ended right after it had put the data set in its place."""
         if os.path.isfile(self._state) and os.path.isdir(self.target) and not os.path.isdir(self.data):
             self.clear()
             remove_data_files(self._old)
-        elif not os.path.isfile(self._state) and set(os.listdir(self.path)) - {'lock'}:
+        elif not os.path.isfile(self._state) and os.listdir(self.path):
             raise UserError(f'{self.path} does not come from a conversion; move it away.')
 
     def load(self) -> dict | None:
@@ -154,7 +146,7 @@ class Workspace:
         os.makedirs(self._progress)
 
     def clear(self) -> None:
-        """Removes all files of a conversion but the lock. The state is last: it tells that they are ours."""
+        """Removes all files of a conversion. The state is last: it tells that they are ours."""
         self.close()
         self.sizes = {}
         remove_data_files(self.data)

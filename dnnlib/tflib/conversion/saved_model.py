@@ -11,7 +11,7 @@ import tensorflow as tf
 from custom_ops import build
 from dnnlib import tflib
 from dnnlib.util import UserError
-from training import sampling
+from generation import sampling
 from training.context import Context
 
 __all__ = ['export', 'METADATA_NAME']

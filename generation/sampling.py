@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dnnlib import tflib
 from dnnlib.util import UserError
 from training.context import Context
+from training.growing import Stage
 
 _LINE_EVERY = 10  # Seconds between lines of progress where there is no terminal.
 
@@ -202,13 +203,15 @@ def mix_styles(dlatents: np.ndarray, other: np.ndarray, layers: Sequence[int]) -
     return mixed
 
 
-def draw_dlatents(network: 'tflib.Network', dlatents: tf.Tensor, noises: Sequence[tf.Tensor]) -> tf.Tensor:
+def draw_dlatents(network: 'tflib.Network', dlatents: tf.Tensor, noises: Sequence[tf.Tensor],
+                  stage: Stage | None) -> tf.Tensor:
     """Images [N, C, H, W] of w [N, num_layers, dlatent_size], at the level of detail of the generator.
 
     Args:
         noises: Tensors [N, H, W, 1], one for each noise variable. None of them = as stored.
+        stage: network.layer.stage(), which a traced function cannot find out by itself.
     """
-    options = dict(randomize_noise=bool(noises), ctx=GivenNoise(noises, network.layer.stage()))
+    options = dict(randomize_noise=bool(noises), ctx=GivenNoise(noises, stage))
     if network.layer.grows:
         options['lod'] = tf.convert_to_tensor(network.layer.lod)
     return network.components.synthesis.get_output_for(dlatents, **options)
@@ -223,8 +226,10 @@ def synthesize(
     as_uint8: bool = True,                      # False = float images, in [-1, 1] but for overshoot.
 ) -> Iterator[np.ndarray]:
     """Yields images [C, H, W] of w, batch by batch; see `draw_dlatents`."""
+    stage = network.layer.stage()
+
     def evaluate(batch, noise):
-        images = draw_dlatents(network, batch, [tf.transpose(value, [0, 2, 3, 1]) for value in noise])
+        images = draw_dlatents(network, batch, [tf.transpose(value, [0, 2, 3, 1]) for value in noise], stage)
         return tflib.convert_images_to_uint8(images) if as_uint8 else images
 
     items = zip(dlatents, itertools.repeat(()) if noises is None else noises, strict=noises is not None)

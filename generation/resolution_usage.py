@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from custom_ops import upsample_2d
 from dnnlib.util import UserError
-from training import sampling
+from generation import sampling
 from training.context import Context
 
 if TYPE_CHECKING:

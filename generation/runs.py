@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import dnnlib
-from training import generator_flags as common
+from generation import generator_flags as common
 
 # TensorFlow, and all modules that import it, are imported inside the functions: see figure_commands.
 
 # Arguments that all of them have:
 #   network_pkl: pickle with the generator: path, address or alias; network_file: where it was downloaded to.
-#   seeds, latents: sources, see training.latent_sources. truncation_psi: None = 0.5 for seeds, 1 for latents.
+#   seeds, latents: see generation.latent_sources. truncation_psi: None = 0.5 for seeds, 1 for latents.
 #   class_idx: class, for conditional networks. generator: which network of a snapshot.
 #   batch_size: pictures at a time. scale: factor on the size of pictures, None = see figures.default_scale.
 
@@ -21,7 +21,7 @@ def interpolate(
     latents: Sequence[str] | None = None, truncation_psi: float | None = None, class_idx: int | None = None,
     generator: str = 'Gs', batch_size: int = 8, network_file: str | None = None,
     space: str = 'z',                           # 'z' or 'w'.
-    interpolation: str = 'linear',              # See training.latent_walk.walk.
+    interpolation: str = 'linear',              # See generation.latent_walk.walk.
     loop: bool = False,                         # Go back to the first key?
     frames: int = 60,                           # From one key to the next.
     fps: float = 30,                            # Frames per second.
@@ -30,8 +30,9 @@ def interpolate(
 ) -> None:
     """Writes interpolation.mp4, or frame0000.png and so on, to the run directory."""
     del submit_config
-    from training import latent_walk, misc, sampling
-    from training.video import VideoWriter
+    from generation import latent_walk, sampling
+    from generation.video import VideoWriter
+    from training import misc
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     columns, rows = grid
     options = dict(interpolation=interpolation, loop=loop, batch_size=batch_size)
@@ -66,7 +67,7 @@ def truncation_sweep(
 ) -> None:
     """Writes truncation-sweep.png to the run directory."""
     del submit_config
-    from training import figures, sampling
+    from generation import figures, sampling
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     sources = common.load_sources(network, seeds, latents, 1.0, label)
     _save_cells(figures.truncation_sweep(network, sources, psis, batch_size), network, scale,
@@ -86,7 +87,7 @@ def noise_detail(
     del submit_config
     import numpy as np
 
-    from training import figures, sampling
+    from generation import figures, sampling
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     sources = common.load_sources(network, seeds, latents, truncation_psi, label)
     zoom = list(zoom or figures.default_zoom(network))
@@ -113,7 +114,7 @@ def noise_layers(
 ) -> None:
     """Writes noise-layers.png to the run directory."""
     del submit_config
-    from training import figures, sampling
+    from generation import figures, sampling
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     sources = common.load_sources(network, seeds, latents, truncation_psi, label)
     fine = fine_from or figures.default_fine(network)
@@ -131,7 +132,8 @@ def uncurated(
 ) -> None:
     """Writes uncurated.png to the run directory."""
     del submit_config
-    from training import figures, misc, sampling
+    from generation import figures, sampling
+    from training import misc
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     total = sum(figures.uncurated_counts(rows, lods))
     images = sampling.generate(network, range(seed, seed + total), truncation_psi, label, batch_size,
@@ -152,7 +154,7 @@ def style_mixing_figure(
 ) -> None:
     """Writes style-mixing.png to the run directory."""
     del submit_config
-    from training import figures, sampling
+    from generation import figures, sampling
     network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
     rows = common.load_sources(network, row_seeds, row_latents, truncation_psi, label)
     columns = common.load_sources(network, col_seeds, col_latents, truncation_psi, label)
@@ -171,8 +173,8 @@ def resolution_usage(
 ) -> None:
     """Writes resolution-usage.png and resolution-usage.json to the run directory."""
     del submit_config
-    from training import plots, sampling
-    from training import resolution_usage as usage
+    from generation import plots, sampling
+    from generation import resolution_usage as usage
     found = usage.usage_of_snapshots(pickles, generator, class_idx, num_samples, seed, truncation_psi,
                                      batch_size)
     rows, shares = [], {}
@@ -204,9 +206,9 @@ def jacobian(
     import numpy as np
 
     import pretrained_networks
-    from training import jacobian as jac
-    from training import plots, sampling
-    from training.resolution_usage import random_dlatents
+    from generation import jacobian as jac
+    from generation import plots, sampling
+    from generation.resolution_usage import random_dlatents
     network = pretrained_networks.load_network(network_file or network_pkl, generator)
     label = None if class_idx is None else sampling.class_label(network, class_idx)
     dlatents = random_dlatents(network, num_samples, seed, truncation_psi, label)[:, 0]
@@ -229,7 +231,8 @@ def jacobian(
 def _save_cells(cells: list, network: Any, scale: int | None, name: str, row_gaps: Sequence[int] = (),
                 column_gaps: Sequence[int] = (), gap: int = 0) -> None:
     """Writes rows of images, enlarged, as one picture."""
-    from training import figures, misc
+    from generation import figures
+    from training import misc
     factor = scale or figures.default_scale(network)
     cells = [[None if cell is None else figures.enlarge(cell, factor) for cell in row] for row in cells]
     misc.save_image(figures.sheet(cells, row_gaps, column_gaps, gap), dnnlib.make_run_dir_path(name),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnnlib import UserError, flags, startup
-from training import figure_runs
-from training import generator_flags as common
+from generation import generator_flags as common
+from generation import runs
 
 # TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
 # answered at once.
@@ -26,7 +26,7 @@ def _checked(network: str, check: Any, *args: Any) -> Any:
 
 
 def _check_cells(network: Any, num_cells: float, options: dict[str, Any]) -> None:
-    from training import figures
+    from generation import figures
     scale = options.get('scale') or figures.default_scale(network)
     common.check_sheet(network, num_cells * scale ** 2, 'the picture', 'choose less, or a smaller --scale')
 
@@ -44,10 +44,10 @@ def _interpolate_command(network: str, result_dir: str, **options: Any) -> None:
     elif options['space'] == 'z' and options['latents']:
         raise UserError('--space=z: files of --latents hold w, not z; leave --space out')
     if not options['output_frames']:
-        from training.video import check_video
+        from generation.video import check_video
         check_video()
     network_obj, label = common.load(network, options)
-    from training import latent_walk, sampling
+    from generation import latent_walk, sampling
     if options['space'] == 'w':
         _checked(network, sampling.check_dlatents, network_obj)
     common.warn_without_truncation(network_obj, options['truncation_psi'])
@@ -55,33 +55,33 @@ def _interpolate_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sheet(network_obj, columns * rows, 'a frame', 'choose a smaller --grid')
     keys = common.load_sources(network_obj, None, options['latents'], None, label)
     latent_walk.deal_keys([*(options['seeds'] or []), *keys], columns * rows)
-    common.submit(figure_runs.interpolate, 'interpolate', result_dir, network, **options)
+    common.submit(runs.interpolate, 'interpolate', result_dir, network, **options)
 
 
 def _sweep_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sources(options)
     network_obj, label = common.load(network, options)
-    from training import sampling
+    from generation import sampling
     _checked(network, sampling.check_dlatents, network_obj)
     _check_cells(network_obj, _sources(network_obj, label, options) * len(options['psis']), options)
-    common.submit(figure_runs.truncation_sweep, 'truncation-sweep', result_dir, network, **options)
+    common.submit(runs.truncation_sweep, 'truncation-sweep', result_dir, network, **options)
 
 
 def _noise_detail_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sources(options)
     network_obj, label = common.load(network, options)
-    from training import figures
+    from generation import figures
     _checked(network, figures.check_noise, network_obj)
     if options['zoom'] is not None:
         figures.zoom_box(network_obj, options['zoom'])
     _check_cells(network_obj, 3 * _sources(network_obj, label, options), options)
-    common.submit(figure_runs.noise_detail, 'noise-detail', result_dir, network, **options)
+    common.submit(runs.noise_detail, 'noise-detail', result_dir, network, **options)
 
 
 def _noise_layers_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sources(options)
     network_obj, label = common.load(network, options)
-    from training import figures
+    from generation import figures
     _checked(network, figures.check_noise, network_obj)
     sizes = sorted(set(figures.noise_resolutions(network_obj)))
     fine = options['fine_from']
@@ -94,12 +94,12 @@ def _noise_layers_command(network: str, result_dir: str, **options: Any) -> None
         raise UserError(f'--fine-from={fine}: network {network_obj.name} has the resolutions '
                         f'{", ".join(map(str, sizes))}')
     _check_cells(network_obj, 4 * _sources(network_obj, label, options), options)
-    common.submit(figure_runs.noise_layers, 'noise-layers', result_dir, network, **options)
+    common.submit(runs.noise_layers, 'noise-layers', result_dir, network, **options)
 
 
 def _uncurated_command(network: str, result_dir: str, **options: Any) -> None:
     network_obj, _ = common.load(network, options)
-    from training import figures
+    from generation import figures
     common.warn_without_truncation(network_obj, None if options['truncation_psi'] == 0.7
                                    else options['truncation_psi'])
     height = network_obj.output_shape[2] * (options['scale'] or figures.default_scale(network_obj))
@@ -111,14 +111,14 @@ def _uncurated_command(network: str, result_dir: str, **options: Any) -> None:
         raise UserError(f'--seed={options["seed"]}: the sheet has {total} pictures with seeds from there on; '
                         f'the last seed is {common.MAX_SEED}')
     _check_cells(network_obj, options['rows'] * sum(0.5 ** lod for lod in options['lods']), options)
-    common.submit(figure_runs.uncurated, 'uncurated', result_dir, network, **options)
+    common.submit(runs.uncurated, 'uncurated', result_dir, network, **options)
 
 
 def _mixing_figure_command(network: str, result_dir: str, **options: Any) -> None:
     for side in ('row_', 'col_'):
         common.check_sources(options, side)
     network_obj, label = common.load(network, options)
-    from training import figures
+    from generation import figures
     groups = _checked(network, figures.style_groups, network_obj)
     rows, columns = (_sources(network_obj, label, options, side) for side in ('row_', 'col_'))
     dealt = figures.deal_rows(rows, len(groups))
@@ -127,7 +127,7 @@ def _mixing_figure_command(network: str, result_dir: str, **options: Any) -> Non
         texts = (f'{group.name} styles are those of {_range(group.resolutions)}' for group in groups)
         print(f'Note: network {network_obj.name} has less than 64×64 pixels; {", ".join(texts)}',
               file=sys.stderr)
-    common.submit(figure_runs.style_mixing_figure, 'style-mixing-figure', result_dir, network, **options)
+    common.submit(runs.style_mixing_figure, 'style-mixing-figure', result_dir, network, **options)
 
 
 def _usage_command(run_dir: str | None, network: str | None, result_dir: str, **options: Any) -> None:
@@ -135,7 +135,7 @@ def _usage_command(run_dir: str | None, network: str | None, result_dir: str, **
         raise UserError('expected either --run-dir, for the snapshots of a run, or --network')
     startup.load_tensorflow()  # Before anything else imports it.
     import pretrained_networks
-    from training import resolution_usage as usage
+    from generation import resolution_usage as usage
     snapshots = usage.find_snapshots(os.path.abspath(os.path.expanduser(run_dir))
                                      if run_dir else pretrained_networks.local_file(network))
     for _, path in snapshots:
@@ -143,16 +143,16 @@ def _usage_command(run_dir: str | None, network: str | None, result_dir: str, **
     first = snapshots[0][1]
     network_obj, _ = common.load(first, options, free_class=True)
     _checked(first, usage.check_skip_generator, network_obj)
-    common.submit(figure_runs.resolution_usage, 'resolution-usage', result_dir, None,
+    common.submit(runs.resolution_usage, 'resolution-usage', result_dir, None,
                   pickles=[os.path.abspath(path) for _, path in snapshots],
                   kimg=[kimg for kimg, _ in snapshots], **options)
 
 
 def _jacobian_command(network: str, result_dir: str, **options: Any) -> None:
     network_obj, _ = common.load(network, options, free_class=True)
-    from training import sampling
+    from generation import sampling
     _checked(network, sampling.check_dlatents, network_obj)
-    common.submit(figure_runs.jacobian, 'jacobian', result_dir, network, **options)
+    common.submit(runs.jacobian, 'jacobian', result_dir, network, **options)
 
 
 def _range(sizes: Sequence[int]) -> str:

@@ -115,7 +115,7 @@ def load(network: str, options: dict[str, Any], free_class: bool = False) -> tup
     startup.load_tensorflow()  # Before anything else imports it.
     flags.use_custom_ops(options.pop('custom_ops'))
     import pretrained_networks
-    from training import sampling
+    from generation import sampling
     if free_class and options['class_idx'] is None:
         return pretrained_networks.load_network(network, options['generator']), None
     return sampling.load_generator(network, options['generator'], options['class_idx'])
@@ -130,8 +130,8 @@ def check_sources(options: dict[str, Any], prefix: str = '') -> None:
 
 def load_sources(network: Any, seeds: Sequence[int] | None, latents: Sequence[str] | None, psi: float | None,
                  label: Any) -> list[Any]:
-    """training.latent_sources.Source of all seeds, then of all files."""
-    from training import latent_sources
+    """generation.latent_sources.Source of all seeds, then of all files."""
+    from generation import latent_sources
     found = []
     if seeds:
         found += latent_sources.from_seeds(network, seeds, seed_psi(psi), label)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dnnlib.util import UserError
-from training import latent_sources, misc, sampling
+from generation import latent_sources, sampling
+from training import misc
 
 if TYPE_CHECKING:
     from dnnlib.tflib import Network

@@ -13,8 +13,9 @@ import dnnlib
 from dnnlib import tflib
 from dnnlib.tflib import autosummary
 from dnnlib.util import UserError
+from generation import plots, sampling
 from projector import Projector
-from training import misc, plots, sampling
+from training import misc
 
 VIDEO_FRAMES = 250      # About; ten seconds.
 
@@ -25,8 +26,9 @@ class Options(NamedTuple):
     num_steps: int = 1000           # Steps of the optimization.
     space: str = 'w'                # 'w' or 'w+'.
     distance: str = 'l2'            # See projector.DISTANCES.
+    weights_dir: str | None = None  # Where the weights of the distance are.
     seed: int = 0                   # Of the noise.
-    batch_size: int = 4             # Images at a time.
+    batch_size: int = 8             # Images at a time.
     num_snapshots: int = 5          # Pictures of a projection on its way.
     save_latents: bool = False      # Write <name>-latents.npz?
     save_video: bool = False        # Write <name>-video.mp4?
@@ -45,8 +47,8 @@ def project(
     Returns: {name: distance at the end}; also in distances.json. The way there: losses.png and TensorBoard.
     """
     proj = Projector()
-    proj.num_steps, proj.space, proj.distance, proj.seed, proj.label = (
-        options.num_steps, options.space, options.distance, options.seed, label)
+    proj.num_steps, proj.space, proj.seed, proj.label = options.num_steps, options.space, options.seed, label
+    proj.distance, proj.weights_dir = options.distance, options.weights_dir
     print('Measuring the latent space...', flush=True)
     proj.set_network(network)
     size = min(options.batch_size, len(images))
@@ -116,7 +118,7 @@ class _Recorder:
         if options.num_snapshots:
             self._save(targets, 'target.png')
         if options.save_video:
-            from training.video import VideoWriter
+            from generation.video import VideoWriter
             self._videos = [self._stack.enter_context(VideoWriter(_path(name, 'video.mp4')))
                             for name in names]
 

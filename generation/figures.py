@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
-from training import latent_sources, sampling
-from training.latent_sources import Source
+from generation import latent_sources, sampling
+from generation.latent_sources import Source
 
 if TYPE_CHECKING:
     from dnnlib.tflib import Network

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dnnlib.util import UserError
-from training import sampling
+from generation import sampling
 
 if TYPE_CHECKING:
     from dnnlib.tflib import Network
