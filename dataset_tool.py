@@ -161,15 +161,6 @@ def _path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-class _Parser(flags.Parser):
-    """Commands have the official names, with underscores; hyphens do as well."""
-
-    def add_command(self, name: str, *args: Any, **kwargs: Any) -> flags.Parser:
-        parser = super().add_command(name, *args, **kwargs)
-        self._commands.choices[name.replace('_', '-')] = parser
-        return parser
-
-
 def _command(parser: flags.Parser, name: str, func: Any, help: str, positional: dict[str, str],
              examples: Sequence[str] = (), **kwargs: Any) -> flags.Parser:
     """Adds a command with positional arguments {name: help}."""
@@ -186,7 +177,7 @@ _SET = {'tfrecord_dir': 'Data set: a folder of TFRecords or images, a zip of ima
 
 def make_parser() -> flags.Parser:
     """The parser of this command line."""
-    parser = _Parser(
+    parser = flags.Parser(
         'Makes data sets for training, and shows, checks and unpacks them. Names of commands and flags may '
         'be typed with underscores or hyphens. A conversion that was interrupted goes on when the same '
         'command is given again.',

@@ -2,7 +2,9 @@
 
 Every form in which images can lie on the disk is made from the same pictures, read by the pipeline of
 training (random order, checks, NHWC, labels) and, in the same run, by a plain tf.data loop that does nothing
-but read the file from front to back, decode and batch.
+but read the file from front to back, decode and batch. The loop decodes JPEG as training does. It checks the
+checksums of all records in every pass, as TensorFlow always does; training does so in the first epoch only,
+which has a column of its own. Last comes what consumes the images: training steps of a small network.
 """
 
 import io
@@ -18,15 +20,18 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from benchmarks.networks import num_cpus, print_table, write_json
+from benchmarks.networks import make_networks, measure, num_cpus, phase_functions, print_table, write_json
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError
+from training.configs import DEMO
 
 FORMS = ('raw', 'png', 'jpeg', 'folder', 'zip', 'npz')
 PLAIN = ('raw', 'png', 'jpeg')      # Forms that a plain tf.data loop reads as well.
 SETS_BYTES = 192 << 20              # Raw size of the images of one measurement; all of it stays in memory.
 JPEG_QUALITY = 95
+STEP_BATCH = 4
+STEP_MINIBATCHES = 3
 
 
 def make_parser() -> flags.Parser:
@@ -40,6 +45,7 @@ def make_parser() -> flags.Parser:
     parser.add_flag('batch', flags.positive_int, 'images of a minibatch', default=16)
     parser.add_flag('repeats', flags.positive_int, 'measurements; the table shows their median', default=5)
     parser.add_flag('seconds', flags.number(0.01), 'duration of one measurement', default=1.0)
+    parser.add_flag('step', bool, 'also time training steps of the networks of --config=demo', default=True)
     parser.add_flag('json', help='also write all numbers to this file', metavar='FILE')
     return parser
 
@@ -196,15 +202,28 @@ def run_case(form: str, size: int, images: np.ndarray, args: Any) -> dict[str, A
                 images_per_second=speeds)
 
 
-def rows_of(cases: list[dict[str, Any]]) -> list[list[str]]:
-    """The table: images per second, and how many times the plain loop that is."""
-    rows = [['', 'training', 'mirrored', 'first epoch', 'plain tf.data', 'of plain', '']]
+def step_speeds(size: int, repeats: int) -> list[float]:
+    """Images per second that training consumes: steps of G and D without regularization, the least there is
+    to do, of the smallest networks that a config of this project has."""
+    networks = make_networks(size, **{name: DEMO['G_args'][name] for name in ('fmap_base', 'fmap_max')})
+    phases = phase_functions(networks, ['G', 'D'], STEP_BATCH)
+    seconds = measure({'step': lambda: [function() for function in phases.values()]}, repeats)['step']
+    return [STEP_BATCH / value for value in seconds]
+
+
+def rows_of(cases: list[dict[str, Any]], steps: dict[int, list[float]]) -> list[list[str]]:
+    """The table: images per second, how many times the plain loop that is, how many times a step needs."""
+    rows = [['', 'training', 'mirrored', 'first epoch', 'plain tf.data', 'of plain', 'of a step', '']]
     for case in cases:
         median = {name: statistics.median(values) for name, values in case['images_per_second'].items()}
         plain = median.get('plain')
         cells = [f'{median[name]:.0f}' for name in ('training', 'mirrored', 'first epoch')]
         cells += [f'{plain:.0f}', f'{median["training"] / plain:.2f}'] if plain else ['', '']
+        step = steps.get(case['resolution'])
+        cells.append(f'{median["training"] / statistics.median(step):.0f}' if step else '')
         rows.append([f'{case["form"]} {case["resolution"]}x{case["resolution"]}', *cells, ''])
+    for size, values in steps.items():
+        rows.append([f'G + D of demo, {size}x{size}', f'{statistics.median(values):.1f}', *[''] * 6])
     return rows
 
 
@@ -216,12 +235,13 @@ def run(args: Any) -> None:
     for size in args.resolutions:
         images = make_images(size)
         cases += [run_case(form, size, images, args) for form in args.forms]
+    steps = {size: step_speeds(size, STEP_MINIBATCHES) for size in args.resolutions} if args.step else {}
     date = time.strftime('%Y-%m-%d')
     print(f'images/s, minibatches of {args.batch}, median of {args.repeats} times {args.seconds:g} s\n'
           f'TensorFlow {tf.__version__}, Python {platform.python_version()}, {num_cpus()} CPUs, {date}\n')
-    print_table(rows_of(cases))
+    print_table(rows_of(cases, steps))
     if args.json:
-        result = dict(cases=cases, batch=args.batch, repeats=args.repeats, seconds=args.seconds,
+        result = dict(cases=cases, steps=steps, batch=args.batch, repeats=args.repeats, seconds=args.seconds,
                       tensorflow=tf.__version__, python=platform.python_version(), cpus=num_cpus(), date=date)
         write_json(result, args.json)
 

@@ -265,7 +265,7 @@ class Parser(argparse_flags.ArgumentParser):
         """Adds a subcommand and returns its parser, to add flags to.
 
         Args:
-            name: Its name with hyphens; underscores are accepted on the command line.
+            name: Its name; hyphens and underscores do for each other on the command line.
             func: What `run_command` calls, with the flags of the command as keyword arguments.
             help: One sentence for --help.
             examples: Command lines for its own --help.
@@ -276,7 +276,8 @@ class Parser(argparse_flags.ArgumentParser):
         parser = self._commands.add_parser(
             name, help=help, description=kwargs.pop('description', help), examples=examples, **kwargs)
         parser.set_defaults(command=name, func=func)
-        self._commands.choices[_canonical(name)] = parser
+        for other in (_canonical(name), _canonical(name).replace('_', '-')):
+            self._commands.choices[other] = parser
         return parser
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:

@@ -207,6 +207,14 @@ class ValidateTest(CommandBase):
         self.save('x.png', random_images(1, 8)[0])
         self.assertEqual(self.validate(self.path('images'))[0], 0)
         self.assertEqual(self.validate('pixelart32')[0], 0)
+        for change, remark in [({'fingerprint': None, 'levels': None}, 'lacks levels, fingerprint'),
+                               ({'num_images': None}, 'says nothing about the records')]:
+            with open(os.path.join(path, 'dataset.json'), encoding='utf-8') as file:
+                info = json.load(file)
+            with open(os.path.join(path, 'dataset.json'), 'w', encoding='utf-8') as file:
+                json.dump({key: value for key, value in info.items() if key not in change}, file)
+            status, text = self.validate(path)
+            self.assertEqual((status, remark in text), (0, True), text)
 
     def test_damage(self):
         def flip(path, position):

@@ -19,7 +19,7 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests.conversion_testutil import Crash, FakeSource, square
 from tests.dataset_testutil import Base, random_images
-from training.datasets import base, conversion, tfrecord, worker_pool, writer
+from training.datasets import base, conversion, tfrecord, worker_pool, workspace, writer
 from training.datasets.conversion import Options, convert
 
 
@@ -322,9 +322,29 @@ class ConversionTest(Base):
     def test_two_at_once(self):
         other = conversion.Workspace(os.path.realpath(self.path('a', 'set')))
         with other.locked():
-            self.assert_fails(r'is being made by another process \(\d+\)', 'a', FakeSource(10))
+            self.assert_fails(r'is being made by another process;', 'a', FakeSource(10))
         self.convert('a', FakeSource(10))
         self.assertEqual(os.listdir(self.path('a')), ['set'])
+
+    def test_the_other_process_finishes_meanwhile(self):
+        """It removes the folder while this one waits for its lock: that lock is worth nothing."""
+        place = workspace.Workspace(os.path.realpath(self.path('a', 'set')))
+        file_lock, calls = workspace.file_lock, []
+
+        @contextlib.contextmanager
+        def late(path):
+            calls.append(path)
+            with file_lock(path):
+                if len(calls) < 3:
+                    os.rmdir(path)
+                if len(calls) == 2:
+                    os.mkdir(path)
+                yield
+        with unittest.mock.patch.object(workspace, 'file_lock', late), place.locked():
+            self.assertLen(calls, 3)
+            with self.assertRaisesRegex(UserError, 'another process'), place.locked():
+                pass
+        self.assertEqual(os.listdir(self.path('a')), [])
 
     def test_disk_full(self):
         source = FakeSource(103)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from dnnlib.util import UserError
 from tests.dataset_testutil import Base, random_images
 from training.datasets import image_files
+from training.datasets.base import check_image_size
 from training.datasets.image_files import ImageOptions, load_image
 
 sides = st.integers(1, 40)
@@ -190,7 +192,7 @@ class TransformTest(Base):
         is_value = (result == value).all(axis=2)
         padding = result[~is_value]
         self.assertTrue((padding == 0).all())
-        self.assertTrue(is_value[result.shape[0] // 2, result.shape[1] // 2])
+        self.assertTrue(is_value[(result.shape[0] - 1) // 2, (result.shape[1] - 1) // 2])
         if transform in ('none', 'center-crop') or (transform == 'pad' and channels != 4):
             self.assertTrue(is_value.all())
 
@@ -244,11 +246,64 @@ class TransformTest(Base):
             image_files.transformed_size((60000, 1), 'thin.png', ImageOptions(transform='pad'))
 
     def test_power_of_two(self):
-        image_files.check_square_power_of_two(64, 64, 'x')
+        check_image_size(64, 64, 'x', converting=True)
         for size, mend in [((100, 100), 'Give --resolution=64'), ((300, 200), '--transform=center-crop '
                            '--resolution=128'), ((2, 2), '--resolution=4')]:
             with self.assertRaisesRegex(UserError, f'a.png has {size[0]}x{size[1]}.*{mend}'):
-                image_files.check_square_power_of_two(*size, 'a.png')
+                check_image_size(*size, 'a.png', converting=True)
+
+
+class HeaderTest(Base):
+    """`read_header` looks at PNG files by itself; it must say what Pillow says."""
+
+    def by_pillow(self, data):
+        with image_files.open_image(data) as image:
+            return (image_files.oriented_size(image), image_files.is_gray(image),
+                    image_files.has_alpha(image))
+
+    @quick
+    @given(mode=st.sampled_from(['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16']), height=sides, width=sides,
+           fmt=st.sampled_from(['PNG', 'PNG', 'TIFF', 'WEBP']), orientation=st.integers(0, 8),
+           transparency=st.booleans(), profile=st.sampled_from([None, bytes(300), bytes(range(256)) * 40]))
+    def test_as_pillow_says(self, mode, height, width, fmt, orientation, transparency, profile):
+        pixels = noise(height, width, 4)
+        picture = PIL.Image.fromarray(pixels[:, :, 0].astype(np.uint16)) if mode == 'I;16' else \
+            PIL.Image.fromarray(pixels).convert(mode)
+        options = {} if profile is None else {'icc_profile': profile}
+        if orientation:
+            options['exif'] = picture.getexif()
+            options['exif'][0x112] = orientation
+        if transparency and fmt == 'PNG' and mode in ('1', 'L', 'P', 'I;16'):
+            options['transparency'] = 1
+        if fmt == 'WEBP':
+            picture = picture.convert('RGBA' if 'A' in mode else 'RGB')
+        data = encode(picture, fmt, **options)
+        self.assertEqual(tuple(image_files.read_header(data)), self.by_pillow(data))
+        path = self.path('image.png')
+        with open(path, 'wb') as file:
+            file.write(data)
+        self.assertEqual(tuple(image_files.read_header(path)), self.by_pillow(data))
+
+    @settings(max_examples=150, deadline=None)
+    @given(place=st.integers(0, 70), change=st.integers(1, 255), cut=st.integers(0, 200))
+    def test_damage(self, place, change, cut):
+        """Where the quick look finds nothing wrong, Pillow does not, either; errors are those of Pillow."""
+        data = bytearray(encode(noise(3, 5)))
+        data[place] ^= change
+        data = bytes(data[:cut] if cut > 60 else data)
+        try:
+            expected = self.by_pillow(data)
+        except UserError as error:
+            with self.assertRaisesRegex(UserError, re.escape(str(error))):
+                image_files.read_header(data)
+        else:
+            self.assertEqual(tuple(image_files.read_header(data)), expected)
+
+    def test_the_quick_look_is_taken(self):
+        for mode, expected in [('L', (True, False)), ('RGB', (False, False)), ('RGBA', (False, True))]:
+            picture = PIL.Image.fromarray(noise(4, 6)).convert(mode)
+            data = encode(picture, icc_profile=bytes(99), dpi=(1, 1))
+            self.assertEqual(image_files._png_header(data), ((6, 4), *expected))
 
 
 class BadFilesTest(Base):
@@ -272,6 +327,8 @@ class BadFilesTest(Base):
         self.check(self.path('folder.png'), 'no regular file')
         os.mkfifo(self.path('pipe.png'))
         self.check(self.path('pipe.png'), 'no regular file')
+        os.symlink('nowhere', self.path('link.png'))
+        self.check(self.path('link.png'), 'link to a file that does not exist')
         postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n'
         self.check(self.write('program.png', postscript), 'cannot be read as an image')
 

@@ -1,5 +1,6 @@
 """Folders and zips of images with their labels, and the data sets that come as such: CelebA, CelebA-HQ."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import struct
 import zipfile
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from tests.archive_testutil import ArchiveBase, read_all
@@ -58,7 +60,9 @@ class ImageFolderTest(ArchiveBase):
         os.symlink(self.path('images', 'a'), self.path('linked', 'b'))
         self.addCleanup(os.remove, self.path('linked', 'b'))     # The removal of test folders trips over it.
         os.symlink('nowhere', self.path('linked', 'broken.png'))
-        self.assertEqual(ImageStore(self.path('images')).names, ['1.png', 'a/1.png'])
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            self.assertEqual(ImageStore(self.path('images')).names, ['1.png', 'a/1.png'])
+        self.assertRegex(told.getvalue(), r'Warning: \S*images/a/loop is left out')
         os.remove(self.path('images', 'a', 'loop'))
         source = image_folder(self.path('linked'))
         self.assertEqual(source.store.names, ['b/1.png', 'broken.png'])
@@ -69,12 +73,33 @@ class ImageFolderTest(ArchiveBase):
         self.save('0.png', gray)
         self.assertAllEqual(image_folder(self.path('images')).read(0), gray)
         self.save('1.png', colour)
-        source = image_folder(self.path('images'))
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            source = image_folder(self.path('images'))
+        self.assertRegex(told.getvalue(), r'some images are gray \(1 of 2, .*0\.png.* become RGB')
         self.assertAllEqual(source.read(0), np.repeat(gray, 3, axis=2))
         options = ImageOptions(4, transform='center-crop', width=8, resize_filter='box')
         source = image_folder(self.path('images'), options)
         self.assertEqual(source.read(1).shape, (8, 8, 4))
         self.assertIn('center-crop, 8x8, box', source.description)
+
+    def test_names_that_differ_only_in_case(self):
+        for name in ['a/1.png', 'A/1.png', 'b/1.png']:
+            self.save(name, random_images(1, 8)[0])
+        source = image_folder(self.path('images'))
+        self.assertEqual(list(source.problems), [1])
+        self.assert_message(source.problems[1], 'a/1.png', 'A/1.png', 'differ only in case')
+
+    def test_headers_that_lie_far_back(self):
+        """In a zip only the beginning of a file is read, and more of it where that is not enough."""
+        image = random_images(1, 8)[0]
+        self.write('set.zip', b'')
+        with zipfile.ZipFile(self.path('set.zip'), 'w') as archive:
+            for i, size in enumerate([10, 10_000, 60_000]):
+                file = io.BytesIO()
+                PIL.Image.fromarray(image).save(file, 'JPEG', comment=bytes(size), exif=bytes(60000))
+                archive.writestr(f'{i}.jpg', file.getvalue())
+        source = image_folder(self.path('set.zip'))
+        self.assertEqual((source.problems, source.shape), ({}, [8, 8, 3]))
 
     def test_problems(self):
         images = random_images(4, 16)
@@ -226,7 +251,7 @@ class CelebaTest(ArchiveBase):
         os.makedirs(self.path('arrays'))
         self.write('arrays/deltas00000.zip', b'')
         self.check_error(archives.celebahq, self.path('celeba'), self.path('arrays'),
-                         fragments=('1024x1024', 'landmarks', '1 delta files', 'img_celeba'))
+                         fragments=('1024x1024', 'landmarks', '1 delta file in', 'img_celeba'))
         self.save('img00000001.png', images[0, :64, :64])
         self.save('img00000000.png', images[0, :64, :64])
         self.check_error(archives.celebahq, self.path('images'), fragments=('64x64', '1024x1024'))

@@ -19,11 +19,11 @@ from training.datasets import image_files
 from training.datasets.archive_base import Source
 from training.datasets.base import resize_flags
 from training.datasets.image_files import IMAGE_EXTENSIONS, ImageHeader, ImageOptions, load_image, read_header
-from training.datasets.prefetch import num_threads
 
 _MAX_FILE = 1 << 30         # Bytes of one image or label file in a zip.
 _HEADER_BYTES = (1 << 12, 1 << 16)  # Of a file in a zip, tried in turn: mostly enough for size and mode.
 _SCAN_NAMES = 256           # Files whose headers one thread reads at a time.
+_SCAN_THREADS = 16          # They mostly wait for the disk.
 _MAX_LINKS = 5              # Links that lead in a circle, told one by one.
 _CHECKED_ALPHA = 64         # Images with an alpha channel that are decoded at the start, to fail early.
 _ZIP_ERRORS = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zlib.error,
@@ -360,8 +360,7 @@ class ImageFolderSource(Source):
         names = self.store.names
         parts = [names[begin:begin + _SCAN_NAMES] for begin in range(0, len(names), _SCAN_NAMES)]
         headers = []
-        threads = max(num_threads(), 4)     # More would wait for each other, but for a slow disk.
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool, \
+        with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool, \
                 tqdm.tqdm(total=len(names), desc='Checking images', delay=2, unit=' images') as bar:
             for found in pool.map(self._headers, parts):
                 headers += found
