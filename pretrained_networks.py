@@ -71,9 +71,9 @@ def is_address(path: str | os.PathLike) -> bool:
 
 def shown(path: str | os.PathLike) -> str:
     """A name as it may be printed: an address without password and query, anything else as it is."""
-    from dnnlib import download
+    from dnnlib import addresses
     name = os.fspath(path)
-    return download.shown(name) if '://' in name else name
+    return addresses.shown(name) if '://' in name else name
 
 
 def check_path(path: str | os.PathLike) -> None:

@@ -27,7 +27,8 @@ import urllib.request
 from typing import IO, Any
 
 from . import file_lock, util
-from .transfer import Download, file_sha256, name_of_url, read_json, remove, say, shown, size_text, write_json
+from .addresses import name_of_url, say, shown, size_text
+from .transfer import Download, file_sha256, read_json, remove, write_json
 from .util import UserError
 
 LOCK_TIME_LIMIT = 7 * 86400.0

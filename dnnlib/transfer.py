@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
 from . import util
+from .addresses import name_of_url, printable, safe_name, say, shown, size_text
 from .util import UserError
 
 TIMEOUT = 30.0              # Seconds without an answer or a byte: the server hangs.
@@ -90,7 +91,7 @@ class Download:
         self._encoding = state.get('encoding') or ''
         self.etag, self.name = state.get('etag'), state.get('name')
         sound = isinstance(self._validator, str) and isinstance(self._total, int | None)
-        self.name = _safe_name(self.name) if isinstance(self.name, str) else None
+        self.name = safe_name(self.name) if isinstance(self.name, str) else None
         if not sound or (self._total is not None and self._have > self._total):
             self._restart()
         self._digest = hashlib.sha256()
@@ -274,12 +275,12 @@ class Download:
         """Takes down what identifies the file, and looks whether it fits."""
         headers = response.headers
         self.etag, self._total = etag, response.length
-        self.name = _safe_name(headers.get_filename() or '') or None
+        self.name = safe_name(headers.get_filename() or '') or None
         self._encoding = _encoding(headers)
         if self._encoding in ('gzip', 'x-gzip') and name_of_url(self.url).endswith(('gz', '.svgz')):
             self._encoding = ''  # The file is one; some servers say so in this way.
         if self._encoding not in ('', 'gzip', 'x-gzip'):
-            self._fail(f'the server packs the file as {_printable(self._encoding, 40)}, which was not asked '
+            self._fail(f'the server packs the file as {printable(self._encoding, 40)}, which was not asked '
                        'for and cannot be unpacked')
         # Other validators do not vouch for every byte.
         strong = etag if etag and not etag.startswith('W/') else headers.get('Last-Modified')
@@ -312,12 +313,12 @@ class Download:
             reason = 'the file may not be shared with everyone, or the address is that of a page about it'
         else:
             title = re.search(r'<title[^>]*>([^<]*)', block.decode('utf-8', 'replace'), re.IGNORECASE)
-            reason = f'its title is {_printable(title[1], 80)!r}' if title else 'it has no title'
+            reason = f'its title is {printable(title[1], 80)!r}' if title else 'it has no title'
         self._fail(f'the server sent a web page instead of the file: {reason}')
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
         """What to do about an HTTP status that is no success."""
-        status = f'{error.code} {_printable(error.reason, 80)}'.strip()
+        status = f'{error.code} {printable(error.reason, 80)}'.strip()
         if error.code == 416 and self._have:
             self._restart()
             raise _RetryError('the file on the server has changed; starting again', wait=0)
@@ -335,9 +336,9 @@ class Download:
 
     def _no_connection(self, error: Any) -> NoReturn:
         """What to do about an error of the connection."""
-        host = _printable(urllib.parse.urlsplit(self.url).netloc.rpartition('@')[2])
+        host = printable(urllib.parse.urlsplit(self.url).netloc.rpartition('@')[2])
         if isinstance(error, ssl.SSLCertVerificationError):
-            self._fail(f'the certificate of the server is not trusted ({_printable(error.verify_message)}); '
+            self._fail(f'the certificate of the server is not trusted ({printable(error.verify_message)}); '
                        'SSL_CERT_FILE names a file of certificates to trust')
         if isinstance(error, TimeoutError):
             raise _RetryError(f'no answer for {TIMEOUT:g} s')
@@ -349,11 +350,11 @@ class Download:
         if isinstance(error, ConnectionError | http.client.IncompleteRead | http.client.BadStatusLine):
             raise _RetryError('the connection broke off' + self._arrived())
         if isinstance(error, OSError):
-            raise _RetryError(f'the connection failed ({_printable(error.strerror or error, 120)})')
+            raise _RetryError(f'the connection failed ({printable(error.strerror or error, 120)})')
         if isinstance(error, http.client.HTTPException) and not isinstance(error, http.client.InvalidURL):
             raise _RetryError(f'the answer of the server is not understood ({type(error).__name__})')
         if isinstance(error, str):
-            raise _RetryError(f'the connection failed ({_printable(error, 120)})')
+            raise _RetryError(f'the connection failed ({printable(error, 120)})')
         self._fail('not an address that can be reached: expected https://host/path')
 
     def _arrived(self) -> str:
@@ -430,37 +431,7 @@ def _free_space(path: str | None) -> int | None:
     return None
 
 
-# Texts and small files.
-
-def shown(url: str) -> str:
-    """An address as it may be printed: without user, password and query, which may hold secrets."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        return 'the address'
-    if not parts.netloc:
-        return _printable(url)
-    host = parts.netloc.rpartition('@')[2]
-    return _printable(f'{parts.scheme}://{host}{parts.path}') + ('?…' if parts.query else '')
-
-
-def _printable(text: Any, limit: int = 300) -> str:
-    """A text of foreign origin on one line: it must not move the cursor or fill the screen."""
-    text = ''.join(char if char.isprintable() else ' ' for char in str(text))
-    return ' '.join(text.split())[:limit]
-
-
-def name_of_url(url: str) -> str:
-    """The name of the file that an address leads to, fit for every file system."""
-    return _safe_name(urllib.parse.unquote(urllib.parse.urlsplit(url).path)) or 'download'
-
-
-def _safe_name(path: str) -> str:
-    """The last part of a path with only characters that every file system takes, at most 150 of them."""
-    name = re.sub(r'[^0-9A-Za-z._-]', '_', re.split(r'[/\\]', path)[-1])
-    stem, ending = os.path.splitext(name)
-    return stem[:150 - len(ending)] + ending if len(ending) < 30 else name[:150]
-
+# Small files.
 
 def read_json(path: str) -> dict[str, Any]:
     """The dict in a file, {} where there is no sound one."""
@@ -491,17 +462,3 @@ def file_sha256(file: IO[bytes]) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def size_text(count: int) -> str:
-    """A number of bytes as '381.7 MB'."""
-    for unit, size in (('GB', 10 ** 9), ('MB', 10 ** 6), ('kB', 10 ** 3)):
-        if count >= size:
-            return f'{count / size:.1f} {unit}'
-    return f'{count} bytes'
-
-
-def say(message: str, verbose: bool) -> None:
-    """Prints a line on stderr, if verbose."""
-    if verbose and sys.stderr is not None:
-        print(message, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ import convert
 import run_generator
 from dnnlib import tflib
 from dnnlib.tflib import legacy, torch_pickle
-from dnnlib.tflib.conversion import config, keras_weights, pytorch, tensors
+from dnnlib.tflib.conversion import config, keras_weights, pytorch, saved_model, tensors
 from dnnlib.util import UserError
 from tests import testutil
 from tests.test_legacy import Base, sample
@@ -164,13 +164,19 @@ class ConvertTest(ConvertBase):
         return copy
 
     def test_savedmodel(self):
-        cases = {'stylegan2': SNAPSHOT, 'stylegan': testutil.golden('training', 'stylegan_init.pkl'),
-                 'progan': testutil.golden('training', 'progan_label4_init.pkl')}
-        cases = {name: path for name, path in cases.items() if os.path.exists(path)}
+        cases = {'stylegan2': ('stylegan2_f_init.pkl', 'const'),
+                 'progan': ('progan_label4_init.pkl', 'const'),
+                 'random': ('stylegan_init.pkl', 'random')}
+        earlier = self.dir / 'random'       # A SavedModel of an earlier call.
+        earlier.mkdir()
+        for name in saved_model.METADATA_NAME, 'saved_model.pb', 'old':
+            (earlier / name).write_text('x')
+        self.assert_fails('exists', 'pickle-to-savedmodel', SNAPSHOT, f'--out={earlier}')
         folders = {}
-        for name, path in cases.items():
-            folder = self.dir / name
-            out = self.converted('pickle-to-savedmodel', path, f'--out={folder}')
+        for name, (file, noise) in cases.items():
+            path, folder = testutil.golden('training', file), self.dir / name
+            out = self.converted('pickle-to-savedmodel', path, f'--out={folder}', f'--noise={noise}',
+                                 '--overwrite')
             self.assertIn('takes   z: float32 [N, 16]', out)
             self.assertEqual('no intermediate latents' in out, name == 'progan')
             network = tflib.Network.from_state(legacy.find_network(legacy.load_pkl(path), 'Gs'))
@@ -183,24 +189,22 @@ class ConvertTest(ConvertBase):
             self.assertGreater(images.std(), 1)
             np.savez(f'{folder}.npz', z=z, label=label, psi=np.float32(0.6), images=images)
             folders[name] = str(folder)
-        self.converted('pickle-to-savedmodel', SNAPSHOT, f'--out={self.dir / "random"}', '--noise=random')
-        shutil.copy(f'{folders["stylegan2"]}.npz', self.dir / 'random.npz')
-        folders['random'] = str(self.dir / 'random')
+        self.assertFalse((earlier / 'old').exists())
+        self.assertCountEqual(os.listdir(self.dir), [*folders, *(f'{name}.npz' for name in folders)])
         env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
         process = subprocess.run([sys.executable, '-P', '-c', SERVE, json.dumps(folders)], cwd='/',
                                  capture_output=True, text=True, env=env)
         self.assertEqual(process.returncode, 0, process.stderr[-2000:])
         result = json.loads(process.stdout)
-        for name in cases:
+        for name in 'stylegan2', 'progan':
             most, changed, single, again = result[name]
             self.assertLessEqual(most, 1, name)             # Rounding of another batch size or function.
             self.assertLess(changed, 0.01, name)
             self.assertLessEqual(single, 1, name)
             self.assertEqual(again, 0, name)
         self.assertGreater(result['random'][3], 0)
-        self.assert_fails('exists', 'pickle-to-savedmodel', SNAPSHOT, f'--out={folders["random"]}')
-        self.converted('pickle-to-savedmodel', SNAPSHOT, f'--out={folders["random"]}', '--overwrite')
-        self.assertCountEqual(os.listdir(self.dir), [*folders, *(f'{name}.npz' for name in folders)])
+
+    def test_savedmodel_removes_nothing_of_others(self):
         other = self.dir / 'mine'
         other.mkdir()
         (other / 'thesis.txt').write_text('x')
@@ -215,14 +219,13 @@ class ConvertTest(ConvertBase):
                 expected = dict(file)
             G, D, Gs = (tflib.Network.from_state(state) for state in legacy.load_pkl(out))
             for network, role in (G, 'G'), (Gs, 'Gs'):
-                z = expected['z'][:len(expected[f'{role}_image'])]
-                w = network.components.mapping.run(z, None)[:, 0]
-                testutil.assert_close(self, w[:2], expected[f'{role}_w'][:2], 0, 2e-6)
                 for psi, suffix in ((1, ''), (0.6, '_psi0.6'))[:2 if role == 'Gs' else 1]:
                     target = expected[f'{role}_image{suffix}']
-                    images = network.run(expected['z'][:len(target)], None, truncation_psi=psi,
-                                         randomize_noise=False)
+                    images, w = network.run(expected['z'][:len(target)], None, truncation_psi=psi,
+                                            randomize_noise=False, return_dlatents=True)
                     testutil.assert_close(self, images, target, 0, 5e-6, msg=f'{name} {role} {psi}')
+                    if psi == 1:
+                        testutil.assert_close(self, w[:2, 0], expected[f'{role}_w'][:2], 0, 2e-6)
             scores = D.run(expected['Gs_image'], None)
             testutil.assert_close(self, scores, expected['scores'], 0, 5e-6)
             for network in G, D:    # Same variables in the same order as networks made here.

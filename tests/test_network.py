@@ -86,6 +86,51 @@ class RunTest(tf.test.TestCase):
                 actual = self.G.run(self.latents, None, truncation_psi=psi, **kwargs)
                 self.assertAllClose(actual, expected, rtol=1e-5, atol=1e-5)
 
+    def test_within_a_function_it_names_get_output_for(self):
+        function = tf.function(lambda z: self.G.run(z, None), autograph=False)
+        with self.assertRaisesRegex(UserError, 'get_output_for. Received: a symbolic tensor'):
+            function(tf.constant(self.latents, tf.float32))
+        z = keras.Input([8])
+        for call in self.G.run, self.G.get_output_for:
+            with self.assertRaisesRegex(UserError, 'attribute layer'):
+                call(z, None)
+        self.assertEqual(keras.Model(z, self.G.layer(z)).output_shape, (None, 8, 8, 3))
+        traced = tf.function(lambda z: self.G.get_output_for(z, None, randomize_noise=False))
+        self.assertAllClose(traced(tf.constant(self.latents, tf.float32)),
+                            self.G.run(self.latents, None, randomize_noise=False), rtol=1e-4, atol=1e-5)
+
+    def test_moving_average_of_what_both_have(self):
+        wider = generator('Wider', resolution=16)
+        before = wider.get_var('G_synthesis/16x16/Conv1/weight')
+        tflib.run(wider.setup_as_moving_average_of(self.G, beta=0.0))
+        self.assertAllEqual(wider.get_var('G_synthesis/8x8/Conv1/weight'),
+                            self.G.get_var('G_synthesis/8x8/Conv1/weight'))
+        self.assertAllEqual(wider.get_var('G_synthesis/16x16/Conv1/weight'), before)
+
+    def test_a_name_without_its_component_is_guessed(self):
+        with self.assertRaisesRegex(UserError, "no variable 'noise0'; did you mean 'G_synthesis/noise0'"):
+            self.G.get_var('noise0')
+
+    def test_without_truncation_nothing_is_rounded(self):
+        kwargs = dict(randomize_noise=False)
+        self.assertAllEqual(self.G.run(self.latents, None, truncation_psi=1, **kwargs),
+                            self.G.run(self.latents, None, truncation_psi=None, **kwargs))
+
+    def test_no_labels_are_zeros(self):
+        G = generator(label_size=3)
+        kwargs = dict(randomize_noise=False)
+        expected = G.run(self.latents, np.zeros([5, 3]), **kwargs)
+        z = tf.constant(self.latents, tf.float32)
+        for images in (G.run(self.latents, None, **kwargs), G.get_output_for(z, None, **kwargs),
+                       G.get_output_for(z, **kwargs)):
+            self.assertAllClose(images, expected, rtol=1e-4, atol=1e-5)
+        self.assertNotAllClose(G.run(self.latents, np.ones([5, 3]), **kwargs), expected)
+
+    def test_many_networks_are_no_retracing(self):
+        with self.assertNoLogs('tensorflow', 'WARNING'):
+            for _ in range(8):
+                self.G.clone().components.mapping.run(self.latents, None)
+
     def test_functions_made_anew_are_not_kept(self):
         G = generator()
         for number in range(5):

@@ -4,14 +4,17 @@ import copy
 import io
 import os
 import pickle
+import re
 import tempfile
 import threading
 
 import numpy as np
 import tensorflow as tf
 
+import pretrained_networks
 from dnnlib import tflib
 from dnnlib.tflib import legacy, network
+from dnnlib.tflib.network_contents import networks_of, states_of
 from dnnlib.util import UserError
 from tests import testutil
 from tests.test_network import TINY, discriminator, generator
@@ -36,20 +39,20 @@ class PickleTest(tf.test.TestCase):
                 with open(path, 'rb') as file:
                     data = file.read()
                 content = read(path)
-                self.assertEqual(legacy.dumps(network.states_of(content)), data)    # Nothing is built.
+                self.assertEqual(legacy.dumps(states_of(content)), data)    # Nothing is built.
                 if '_after' in path:    # The same networks as in _init.
                     continue
                 for net in tf.nest.flatten(content)[-2:]:
                     self.assertIsNone(net._layer)
                     net.layer                                                       # noqa: B018
-                self.assertEqual(legacy.dumps(network.states_of(content)), data)    # D and Gs are built.
+                self.assertEqual(legacy.dumps(states_of(content)), data)    # D and Gs are built.
                 # The same by Python's pickler, in every protocol.
                 for protocol in (2, pickle.HIGHEST_PROTOCOL):
                     again = pickle.loads(pickle.dumps(content, protocol))
-                    self.assertEqual(legacy.dumps(network.states_of(again)), data)
+                    self.assertEqual(legacy.dumps(states_of(again)), data)
                 restricted = legacy.load_pkl(io.BytesIO(pickle.dumps(content)))
                 for ours, theirs in zip(legacy.network_states(restricted),
-                                        legacy.network_states(network.states_of(content)), strict=True):
+                                        legacy.network_states(states_of(content)), strict=True):
                     self._assert_equal(ours, theirs)
 
     def _assert_equal(self, state, expected):
@@ -64,24 +67,62 @@ class PickleTest(tf.test.TestCase):
 
     @testutil.needs_golden
     def test_golden_outputs(self):
-        """By plain pickle.load, as scripts do: one network of each kind against its recorded outputs."""
-        for folder, case, key, kwargs in [
-                ('stylegan2', 'f_cond5_Gskip_Dresnet_32', 'image_psi0.5_cutoffNone',
-                 dict(truncation_psi=0.5)),
-                ('stylegan2', 'e_Gorig_Dorig_32', 'image_default_kwargs_val', dict(is_validation=True))]:
-            with self.subTest(case):
-                _, D, Gs = read(testutil.golden(folder, f'{case}.pkl'))
-                a = testutil.load(folder, f'{case}_Gs.npz')
-                images = Gs.run(a['latents'], a['labels'], minibatch_size=3, randomize_noise=False,
-                                **kwargs)
-                testutil.assert_close(self, images, a[key])
-                dlatents = Gs.components.mapping.run(a['latents'], a['labels'])
-                testutil.assert_close(self, dlatents, a['dlatents'])
-                d = testutil.load(folder, f'{case}_D.npz')
-                testutil.assert_close(self, D.run(d['d_images'], d['d_labels']), d['d_scores'])
-                for count in (1, 2, 3):
-                    testutil.assert_close(self, D.run(d['d_images'][:count], d['d_labels'][:count]),
-                                          d[f'd_scores_first{count}'])
+        """Every golden pickle by plain pickle.load, as scripts do, and by load_networks."""
+        compared = 0
+        for path in sorted(testutil.GOLDEN.glob('*/*.pkl')):
+            with self.subTest(path.name):
+                networks = read(path)
+                networks = [networks] if isinstance(networks, tflib.Network) else list(networks)
+                if '_after' not in path.name:       # The same networks as in _init.
+                    loaded = (pretrained_networks.load_networks(path) if len(networks) == 3
+                              else [pretrained_networks.load_network(path)])
+                    for ours, net in zip(loaded, networks, strict=True):
+                        self.assertIsNotNone(ours._layer)
+                        self._assert_equal(ours.state(), net.state())
+                compared += self._compare_with_golden(path, networks)
+        # Of StyleGAN2 w and two images each of G and Gs, and the scores; of networks that grow fewer.
+        self.assertEqual(compared, 5 * 7 + 6 * 3 + 3 * 3 + 2)
+
+    def _compare_with_golden(self, path, networks):
+        """How many arrays it compared. Those of a training have none recorded: they are run."""
+        folder, case = path.parent.name, path.stem
+        if folder in ('training', 'metrics'):
+            G = networks[0]
+            images = G.get_output_for(*[np.ones([1, *shape[1:]]) for shape in G.input_shapes])
+            self.assertTrue(np.isfinite(images).all() and np.std(images) > 0.01)
+            return 0
+        grows = os.path.exists(testutil.golden(folder, f'{case}.npz'))
+        count = 0
+        for net in networks:
+            if grows and net.name == 'Gs':      # What was recorded is of G.
+                continue
+            for name in net.vars:
+                if name.rpartition('/')[2] == 'lod':
+                    net.set_var(name, 0)
+            a = testutil.load(folder, f'{case}.npz' if grows else f'{case}_{net.name}.npz')
+            prefix, *keys = (['d_', 'd_images', 'd_labels'] if net.name == 'D'
+                             else ['', 'latents', 'labels'])
+            inputs = [a[key] for key in keys if key in a]
+            if prefix:
+                outputs = net.run(*inputs, return_as_list=True)
+                expected = [a[key] for key in ('d_scores', 'd_scores_linear_lod0', 'd_labels_out_linear_lod0')
+                            if key in a]
+            else:
+                keys = [key for key in a if re.fullmatch(
+                    'dlatents|image(_psi1|_psi0.6|_psi0.5_cutoffNone)?(_linear_lod0)?', key)]
+                outputs = [self._golden_output(net, key, inputs) for key in keys]
+                expected = [a[key] for key in keys]
+            for actual, target in zip(outputs, expected, strict=True):
+                testutil.assert_close(self, actual, target)
+            count += len(expected)
+        return count
+
+    def _golden_output(self, G, key, inputs):
+        if key == 'dlatents':
+            return G.components.mapping.run(*inputs)
+        psi = re.search('_psi([0-9.]+)', key)
+        return G.run(*inputs, minibatch_size=3, randomize_noise=False,
+                     **(dict(truncation_psi=float(psi[1])) if psi else {}))
 
     def test_layers_are_built_when_they_are_needed(self):
         G, D, Gs = read(testutil.golden(*SNAPSHOTS[0]))
@@ -136,6 +177,19 @@ class PickleTest(tf.test.TestCase):
         self.assertIsNot(twin.components.mapping, Gs.components.mapping)
         self.assertIs(Gs.components.mapping.layer, Gs.layer.mapping)
 
+    def test_copies_are_written_as_what_they_were_copied_from(self):
+        # Config A of StyleGAN2 has networks of StyleGAN, but the state version of its own program.
+        state = legacy.find_network(legacy.load_pkl(testutil.golden(*SNAPSHOTS[1])), 'Gs')
+        for each in (state, *state.components.values()):
+            each.version, each.extra, each.key_order = 4, {'more': 1}, (*each.key_order[::-1], 'more')
+        Gs = network.Network.from_state(state)
+        for copied in (Gs.clone('Other'), copy.deepcopy(Gs)):
+            written = copied.state()
+            for ours, theirs in ((written, state), (written.components['mapping'],
+                                                    state.components['mapping'])):
+                self.assertEqual((ours.version, ours.extra, ours.key_order),
+                                 (4, {'more': 1}, theirs.key_order))
+
     def test_save_and_load(self):
         Gs = generator('Gs', odd_argument=[1, {'a': 2}])
         path = os.path.join(self.get_temp_dir(), 'Gs.pkl')
@@ -156,7 +210,7 @@ class PickleTest(tf.test.TestCase):
 
     def test_content_of_files_with_several_networks(self):
         G = discriminator()
-        content = network.networks_of(legacy.load_pkl(io.BytesIO(pickle.dumps(
+        content = networks_of(legacy.load_pkl(io.BytesIO(pickle.dumps(
             {'a': [G, (G, 1)], 'b': G, 'c': np.arange(3)}))))
         self.assertIs(content['a'][0], content['b'])
         self.assertIs(content['a'][1][0], content['b'])
@@ -172,7 +226,7 @@ class MismatchTest(tf.test.TestCase):
         self.assertNotIn('\n', message)
         # By Python's unpickler the same is said, at once or when the network is needed.
         with self.assertRaises(UserError):
-            loaded = network.networks_of(state)
+            loaded = networks_of(state)
             self.assertNotIn('training', repr(loaded.layer))
         return message
 

@@ -9,6 +9,7 @@ import pickletools
 import random
 import resource
 import struct
+import sys
 import time
 import tracemalloc
 import unittest
@@ -205,6 +206,11 @@ class HostileTest(tf.test.TestCase):
             self.assert_refused(array_state((1,), data=nest), 'list')
             self.assert_refused(HEAD + F4 + b'(K\x03' + nest + b'NNNtb.')
             self.assert_refused(HEAD + b'}' + nest + b'Ns.')
+        tuples = b')' + b'\x94h\x00\x86' + b''.join(b'\x94h%c\x86' % i for i in range(1, 60))
+        self.assert_refused(HEAD + b'}' + tuples + b'Ns.', 'a dict key of type tuple')
+        prime = sys.hash_info.modulus       # Multiples of it have the same hash.
+        numbers = b''.join(b'\x8a\x0a' + (prime * i).to_bytes(10, 'little') + b'N' for i in range(1, 20000))
+        self.assert_refused(HEAD + b'}(' + numbers + b'u.', 'a dict key of type int')
         depth = 100_000
         for data in [b']' * depth + b'a' * (depth - 1), b')' + b'\x85' * depth,
                      b'}' + b'\x8c\x01a}' * depth + b's' * depth, b'(' * depth + b't' * depth, b'(' * depth]:

@@ -174,6 +174,9 @@ class EvaluationTest(tf.test.TestCase):
         self.assertEqual(old.call_func_by_name(3, func='dnnlib.util.format_time'), '3s')
         self.assertIs(old.import_obj('dnnlib.util.UserError'), UserError)
         self.assertLess(set(tfutil.__all__), set(vars(old)))
+        G = old.Network('G', func='networks.G_paper', resolution=8, fmap_base=32, fmap_max=4, label_size=0)
+        self.assertEqual((G.func_name, G.static_kwargs), ('training.networks_progan.G_paper', dict(
+            resolution=8, fmap_base=32, fmap_max=4, label_size=0)))
 
     def test_star_import_brings_the_helpers_only(self):
         names = {}

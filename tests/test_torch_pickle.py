@@ -224,6 +224,10 @@ class HostileTest(tf.test.TestCase):
         nest = b']q\x00' + b''.join(b'0](h%ch%ceq%c' % (i, i, i + 1) for i in range(60))
         self.assert_refused(HEAD + nest + b'.', 'nested', wrap=False)
         self.assert_refused(HEAD + nest + b'.')
+        for name in b'ctorch\ndevice\n', b'ctorch\nSize\n', b'cbuiltins\nset\n':
+            self.assert_refused(HEAD + nest + name + b'h\x3c\x85R.')
+        tuples = b')q\x00' + b''.join(b'0(h%ch%ctq%c' % (i, i, i + 1) for i in range(60))
+        self.assert_refused(LEGACY + HEAD + b'N.' + HEAD + tuples + b'0h\x3c\x85.', 'valid key', wrap=False)
         self.assert_refused(HEAD + b']' * 100_000 + b'a' * 99_999 + b'.', wrap=False)
         self.assert_refused(HEAD + b'\x8fq\x00(h\x00\x90.', 'nested', wrap=False)      # a set in itself
         self.assert_refused(HEAD + b'\x8f' + b'q\x000\x8f(h\x00h\x00\x90' * 60 + b'.', 'nested', wrap=False)

@@ -30,7 +30,7 @@ from dnnlib.tflib.network_variables import (
 from dnnlib.tflib.tfutil import Update
 from dnnlib.util import EasyDict, UserError, did_you_mean
 
-__all__ = ['Network', 'find_network_class', 'networks_of', 'states_of']
+__all__ = ['Network', 'find_network_class']
 
 # State versions that networks made here are written with; 4 where the module is not named here.
 _VERSIONS = {'training.networks_progan': 2, 'training.networks_stylegan': 3}
@@ -55,7 +55,7 @@ class Network:
     Args:
         name: Name of the network ('G', 'D', 'Gs', …). None = the name of the function.
         func_name: Network class by full name ('training.networks_stylegan2.G_main') or the class itself.
-        static_kwargs: Keyword arguments of the class.
+        static_kwargs: Keyword arguments of the class; `func` is what ProGAN's scripts call func_name.
 
     Attributes:
         layer: the Keras layer that does the work (NHWC). That of a pickle is built when it is needed first.
@@ -67,7 +67,7 @@ class Network:
 
     def __init__(self, name: str | None = None, func_name: Any = None, *, layer: Any = None, **static_kwargs):
         if layer is None:
-            build = find_function(func_name)
+            build = find_function(static_kwargs.pop('func', None) if func_name is None else func_name)
             layer = build(name=layer_name(name or build.__name__), **static_kwargs)
         components = {key: Network(component.name, layer=component)
                       for key, component in layer.components.items()}
@@ -279,8 +279,9 @@ class Network:
             return var_or_local_name
         variables = self.vars
         if var_or_local_name not in variables:
-            raise UserError(f'network {self.name} has no variable {var_or_local_name!r:.80}'
-                            f'{did_you_mean(var_or_local_name, variables)}'
+            inside = [name for name in variables if name.endswith(f'/{var_or_local_name}')]
+            hint = f'; did you mean {inside[0]!r}?' if inside else did_you_mean(var_or_local_name, variables)
+            raise UserError(f'network {self.name} has no variable {var_or_local_name!r:.80}{hint}'
                             '; print_layers() lists the layers')
         return variables[var_or_local_name]
 
@@ -400,13 +401,13 @@ class Network:
         """Output tensors for input tensors, NCHW. Differentiable.
 
         Args:
-            in_expr: Tensors, variables or arrays; None = no labels.
+            in_expr: Tensors, variables or arrays; those left out or None are zeros, as no labels are.
             return_as_list: Return a list even of a single output?
             dynamic_kwargs: Arguments of the network for this call.
         """
         network_run.check_count(self, in_expr)
         network_run.check_dynamic(self, dynamic_kwargs)
-        outputs = network_run.evaluate(self.layer, in_expr, dynamic_kwargs)
+        outputs = network_run.evaluate(self.layer, network_run.padded(in_expr, self), dynamic_kwargs)
         return list(tf.nest.flatten(outputs)) if return_as_list else outputs
 
     def run(
@@ -469,35 +470,3 @@ class Network:
 def _pickled(var: keras.Variable) -> np.ndarray | np.float32:
     value = var.numpy().astype(np.float32)
     return np.float32(value) if value.ndim == 0 else value
-
-
-def networks_of(content: Any) -> Any:
-    """What `legacy.load_pkl` returned, with Networks, not built yet, in the places of their states."""
-    made: dict[int, Network] = {}
-
-    def convert(value):
-        if isinstance(value, NetworkState):
-            if id(value) not in made:
-                made[id(value)] = Network.from_state(value, lazy=True)
-            return made[id(value)]
-        return _map_items(convert, value)
-    return convert(content)
-
-
-def states_of(content: Any) -> Any:
-    """The reverse of `networks_of`: what `legacy.save_pkl` can write."""
-    made: dict[int, NetworkState] = {}
-
-    def convert(value):
-        if isinstance(value, Network):
-            return made.setdefault(id(value), value.state())
-        return _map_items(convert, value)
-    return convert(content)
-
-
-def _map_items(func: Callable, value: Any) -> Any:
-    if type(value) in (list, tuple):
-        return type(value)(map(func, value))
-    if isinstance(value, dict):
-        return type(value)((key, func(item)) for key, item in value.items())
-    return value

@@ -4,9 +4,10 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -63,23 +64,25 @@ def _trace(layer: Any, kwargs: dict, numbers: Mapping, stage: Any) -> Callable:
     return tf.function(function, autograph=False, input_signature=signature)
 
 
-def evaluate(layer: Any, inputs: tuple, kwargs: dict) -> Any:
-    """Outputs of a layer (NHWC) for inputs in NCHW, themselves in NCHW."""
+def evaluate(layer: Any, inputs: Sequence, kwargs: dict) -> Any:
+    """Outputs of a layer (NHWC) for inputs in NCHW, themselves in NCHW; inputs that are None are zeros."""
+    if any(x is None for x in inputs):
+        count = tf.shape(next(x for x in inputs if x is not None))[0]
+        inputs = [tf.zeros([count, *shape[1:]]) if x is None else x
+                  for x, shape in zip(inputs, layer.input_shapes, strict=True)]
     inputs = [_transpose(_as_tensor(x, layer.compute_dtype), [0, 2, 3, 1]) for x in inputs]
     outputs = layer(*inputs, **kwargs)
     return tf.nest.map_structure(lambda x: _transpose(x, [0, 3, 1, 2]), outputs)
 
 
-def _as_tensor(x: Any, dtype: str) -> tf.Tensor | None:
-    if x is None:
-        return None
+def _as_tensor(x: Any, dtype: str) -> tf.Tensor:
     if not hasattr(x, 'dtype'):
         x = np.asarray(x)
     return tf.cast(x, dtype) if x.dtype != dtype else tf.convert_to_tensor(x)
 
 
-def _transpose(x: tf.Tensor | None, order: list[int]) -> tf.Tensor | None:
-    return tf.transpose(x, order) if x is not None and x.shape.rank == 4 else x
+def _transpose(x: tf.Tensor, order: list[int]) -> tf.Tensor:
+    return tf.transpose(x, order) if x.shape.rank == 4 else x
 
 
 def run(network: Any, functions: Functions, in_arrays: tuple, transforms: list, minibatch_size: int | None,
@@ -102,6 +105,9 @@ def run(network: Any, functions: Functions, in_arrays: tuple, transforms: list, 
     function = functions(layer, {name: value for name, value in kwargs.items() if name not in numbers},
                          numbers, layer.stage())
     numbers = {name: tf.cast(value, layer.compute_dtype) for name, value in numbers.items()}
+    if not tf.config.functions_run_eagerly():
+        # TensorFlow counts the traces of all networks together, and would warn of clones as of retracing.
+        function = function.get_concrete_function()
     results = []
     with tqdm(total=num_items, unit='img', disable=not print_progress, file=sys.stdout) as progress:
         for begin in range(0, max(num_items, 1), size):
@@ -124,6 +130,9 @@ def run(network: Any, functions: Functions, in_arrays: tuple, transforms: list, 
 
 def check_count(network: Any, inputs: tuple) -> None:
     """Raises UserError unless there is an input, and not more than the network has."""
+    if any(isinstance(x, keras.KerasTensor) for x in inputs):
+        raise UserError(f'network {network.name}: in a Keras model call its attribute layer (NHWC) instead. '
+                        'Received: a KerasTensor')
     if not 0 < len(inputs) <= network.num_inputs or all(x is None for x in inputs):
         received = len([x for x in inputs if x is not None])
         raise UserError(f'network {network.name} has {network.num_inputs} inputs, of which it needs one: '
@@ -135,9 +144,12 @@ def _as_arrays(network: Any, in_arrays: tuple) -> list[np.ndarray]:
     if len(in_arrays) == 1 and isinstance(in_arrays[0], Iterator):
         in_arrays = (list(in_arrays[0]),)
     check_count(network, in_arrays)
+    if any(tf.is_symbolic_tensor(x) for x in in_arrays):
+        raise UserError(f'network {network.name}: run takes arrays; in a tf.function call get_output_for. '
+                        'Received: a symbolic tensor')
     dtype = network.layer.compute_dtype
     arrays: list[np.ndarray | None] = []
-    for name, shape, array in zip(network.input_names, network.input_shapes, _padded(in_arrays, network),
+    for name, shape, array in zip(network.input_names, network.input_shapes, padded(in_arrays, network),
                                   strict=True):
         if array is not None:
             try:
@@ -154,7 +166,8 @@ def _as_arrays(network: Any, in_arrays: tuple) -> list[np.ndarray]:
             for shape, array in zip(network.input_shapes, arrays, strict=True)]
 
 
-def _padded(in_arrays: tuple, network: Any) -> list:
+def padded(in_arrays: tuple, network: Any) -> list:
+    """The inputs, None for those left out."""
     return [*in_arrays, *[None] * (network.num_inputs - len(in_arrays))]
 
 

@@ -201,7 +201,9 @@ class TorchMachine(safe_pickle.Machine):
         self.stack[-1].items.extend(items)
 
     def device(self, kind: Any, index: Any = None) -> str:
-        return f'{kind}' if index is None else f'{kind}:{int(index)}'
+        if type(kind) is not str or (index is not None and type(index) is not int):
+            raise UserError(f'damaged {self.subject}: a device without a name')
+        return kind if index is None else f'{kind}:{index}'
 
     def persistent_object(self, meta: Any) -> _Object:
         if not isinstance(meta, dict):
@@ -320,6 +322,8 @@ class LegacyMachine(TorchMachine):
         order = '<' if system.get('little_endian', True) else '>'
         value = self.next_pickle()
         for key in self.next_pickle():
+            if type(key) is not str:    # The hash of a nest of tuples may take any time.
+                raise UserError(f'damaged {self.subject}: a storage without a valid key')
             storage = self.storages[key]
             count = struct.unpack(order + 'q', self.take(8))[0]
             data = self.take(count * _itemsize(storage.spec))
