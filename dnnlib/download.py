@@ -211,7 +211,7 @@ def _refuse_if_hopeless(entry: _Entry, error: OSError) -> None:
 def _download_to_cache(entry: _Entry, num_attempts: int, verbose: bool, sha256: str | None,
                        kept: bool = True) -> str:
     """Downloads to the part file, checks it and gives it its name; not `kept`: in a directory that goes."""
-    locked = _locks_work(entry.hidden('lock'))
+    locked = file_lock.locks_work(entry.hidden('lock'))
     part = entry.hidden('part' if locked else f'part-{os.getpid()}-{random.randrange(1 << 30):x}')
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, 'O_BINARY', 0), 0o666)
     begin = time.monotonic()
@@ -238,19 +238,6 @@ def _download_to_cache(entry: _Entry, num_attempts: int, verbose: bool, sha256: 
     _checked.add((path, status.st_mtime_ns, status.st_size, download.sha256))
     say(f'Downloaded {size_text(size)} in {util.format_time(time.monotonic() - begin)} to {path}', verbose)
     return path
-
-
-def _locks_work(path: str) -> bool:
-    """Whether the lock that was just taken keeps others out: not on Windows and some network mounts."""
-    try:
-        import fcntl
-        with open(path, 'rb') as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        pass
-    return False
 
 
 def _remove_if_empty(path: str) -> None:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-__all__ = ['LockedError', 'file_lock']
+__all__ = ['LockedError', 'file_lock', 'locks_work']
 
 _POLL = 0.1     # Seconds between two attempts.
 
@@ -49,6 +49,12 @@ def file_lock(path: str | os.PathLike, time_limit: float = 0,
         yield
     finally:
         os.close(descriptor)
+
+
+def locks_work(path: str | os.PathLike) -> bool:
+    """Whether the lock that `file_lock` has just taken keeps others out."""
+    with open(path, 'r+b') as file:
+        return not _try_lock(file.fileno())
 
 
 def _try_lock(descriptor: int) -> bool:
