@@ -52,9 +52,12 @@ def file_lock(path: str | os.PathLike, time_limit: float = 0,
 
 
 def locks_work(path: str | os.PathLike) -> bool:
-    """Whether the lock that `file_lock` has just taken keeps others out."""
-    with open(path, 'r+b') as file:
-        return not _try_lock(file.fileno())
+    """Whether a lock that `file_lock` has taken keeps others out; not where its file is not even there."""
+    try:
+        with open(path, 'r+b') as file:
+            return not _try_lock(file.fileno())
+    except OSError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -8,7 +8,7 @@ import time
 
 import tensorflow as tf
 
-from dnnlib.file_lock import LockedError, file_lock
+from dnnlib.file_lock import LockedError, file_lock, locks_work
 from tests import testutil
 
 
@@ -33,6 +33,12 @@ class FileLockTest(tf.test.TestCase):
             with file_lock(path, on_wait=lambda: told.append(2)):
                 pass
         self.assertEqual(told, [1, 1])
+
+    def test_whether_locks_work(self):
+        with file_lock(self.path):
+            self.assertTrue(locks_work(self.path))
+        self.assertFalse(locks_work(self.path))  # Nobody holds it.
+        self.assertFalse(locks_work(self.path + '.none'))
 
     def test_an_exception_frees_it(self):
         with self.assertRaises(KeyError), file_lock(self.path):
