@@ -41,7 +41,16 @@ def find_distance(name: str, weights_dir: str | None = None) -> Callable[[tf.Ten
     if name == 'l2':
         return l2_distance
     from metrics.feature_nets import find_extractor
-    return find_extractor(name, weights_dir).distance
+    distance = find_extractor(name, weights_dir).distance
+    return lambda images, targets: distance(_on_white(images), _on_white(targets))
+
+
+def _on_white(images: tf.Tensor) -> tf.Tensor:
+    """RGBA images [N, H, W, 4] in [0, 255] before a white ground; others as they are."""
+    if images.shape[3] != 4:
+        return images
+    alpha = images[..., 3:] / 255
+    return images[..., :3] * alpha + 255 * (1 - alpha)
 
 
 def choose_distance(weights_dir: str | None = None) -> str:
@@ -104,9 +113,10 @@ def noise_regularization(noises: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def normalize_noise(noise: tf.Tensor) -> tf.Tensor:
-    """Maps [N, H, W, 1] with mean 0 and variance 1 each."""
+    """Maps [N, H, W, 1] with mean 0 and variance 1 each; constant ones become 0."""
     noise = noise - tf.reduce_mean(noise, axis=[1, 2, 3], keepdims=True)
-    return noise * tf.math.rsqrt(tf.reduce_mean(tf.square(noise), axis=[1, 2, 3], keepdims=True))
+    variance = tf.reduce_mean(tf.square(noise), axis=[1, 2, 3], keepdims=True)
+    return noise * tf.math.rsqrt(tf.maximum(variance, 1e-30))
 
 
 def check_network(network: 'tflib.Network') -> None:
@@ -131,18 +141,20 @@ class Projector:
     Images are independent of each other: one has latents and noise of its own, and its projection does not
     depend on those beside it. One traced step serves all of them.
 
+    Attributes, to be set before `set_network`:
+        dlatent_avg_samples: samples of W that its mean and standard deviation are taken of.
+        label: [1, label_size], the class of conditional networks. None = zeros.
+        verbose: print what is found about W?
+        clone_net: accepted for official scripts; the network is never changed.
+
     Attributes, to be set before `start`:
         num_steps, initial_learning_rate, initial_noise_factor, lr_rampdown_length, lr_rampup_length,
             noise_ramp_length: see `schedule`.
-        dlatent_avg_samples: samples of W that its mean and standard deviation are taken of.
         regularize_noise_weight: weight of `noise_regularization`.
         distance: one of DISTANCES, 'auto' for `choose_distance`, or a function as `find_distance` returns.
         weights_dir: folder with the weights of the feature network of the distance.
         space: 'w', one latent for all layers, or 'w+', one for each.
         seed: of the initial noise and the noise added to w.
-        label: [1, label_size], the class of conditional networks. None = zeros.
-        verbose: print what is found about W?
-        clone_net: accepted for official scripts; the network is never changed.
 
     `history` has what the steps have measured: {'distance', 'noise_regularization'}, [step][image].
     """
@@ -195,10 +207,12 @@ class Projector:
 
         Args:
             target_images: [N, C, H, W] in [-1, 1], of the size and channels of the generator.
-            dlatents: [N, 1 or num_layers, dlatent_size] to begin with. None = the average of W.
+            dlatents: [N, 1 or num_layers, dlatent_size] to begin with, in space 'w' the same for all layers.
+                None = the average of W.
             noises: Noise maps [N, 1, H, W] to begin with. None = random ones.
 
-        Errors: UserError for images of another shape, latents that do not fit, an unknown distance or space.
+        Errors: UserError for images of another shape, latents or noise that do not fit, an unknown distance
+            or space.
         """
         if self._network is None:
             raise UserError('Projector.start: call set_network(Gs) first')
@@ -209,6 +223,10 @@ class Projector:
                             f'{self._network.name} draws [N, {", ".join(map(str, expected))}]')
         num_images = len(target_images)
         self._prepare(num_images)
+        shapes = [[num_images, 1, *noise.shape[1:3]] for noise in self._noises]
+        if noises is not None and [list(np.shape(noise)) for noise in noises] != shapes:
+            raise UserError('Projector.start: noise maps have shapes '
+                            f'{[list(np.shape(noise)) for noise in noises]}, expected {shapes}')
         # All images have the same random numbers: how many there are at a time makes no difference to one.
         random = np.random.RandomState(self.seed % 2**32)
         for i, noise in enumerate(self._noises):
@@ -216,17 +234,27 @@ class Projector:
             if noises is not None:
                 value = np.transpose(noises[i], [0, 2, 3, 1])
             noise.assign(np.broadcast_to(value, noise.shape))
-        first = self._dlatent_avg if dlatents is None else np.asarray(dlatents)
-        if dlatents is not None and first.shape not in ((num_images, 1, first.shape[-1]),
-                                                        tuple(self._dlatents.shape)):
-            raise UserError(f'Projector.start: dlatents have shape {list(first.shape)}, expected '
-                            f'{list(self._dlatents.shape)}')
-        self._dlatents.assign(np.broadcast_to(first, self._dlatents.shape))
+        self._dlatents.assign(np.broadcast_to(
+            self._dlatent_avg if dlatents is None else self._check_dlatents(np.asarray(dlatents)),
+            self._dlatents.shape))
         self._targets.assign(self._comparable(tf.constant(target_images.transpose(0, 2, 3, 1))))
         for variable in self._optimizer.variables:
             variable.assign(tf.zeros_like(variable))
         self.history = {'distance': [], 'noise_regularization': []}
         self._cur_step = 0
+
+    def _check_dlatents(self, dlatents: np.ndarray) -> np.ndarray:
+        """Latents to begin with, of one layer in space 'w'."""
+        num_images, num_layers, size = self._dlatents.shape[0], *self._synthesis.input_shape[1:]
+        if dlatents.shape not in ((num_images, 1, size), (num_images, num_layers, size)):
+            raise UserError(f'Projector.start: dlatents have shape {list(dlatents.shape)}, expected '
+                            f'{[num_images, num_layers, size]}')
+        if self.space == 'w+':
+            return dlatents
+        if not np.array_equal(dlatents, np.broadcast_to(dlatents[:, :1], dlatents.shape)):
+            raise UserError("Projector.start: dlatents differ from layer to layer; expected space 'w+', "
+                            "received 'w'")
+        return dlatents[:, :1]
 
     def _prepare(self, num_images: int) -> None:
         """Variables and the traced step, which another start with the same settings uses again."""

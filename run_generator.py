@@ -16,6 +16,7 @@ from generation.generator_flags import (
     add_source_flags,
     check_sheet,
     check_sources,
+    distinct,
     load,
     load_sources,
     seed_psi,
@@ -60,7 +61,8 @@ def generate_images(
         sources = load_sources(network, None, latents, truncation_psi, label)
         images = sampling.synthesize(network, [source.dlatents for source in sources], batch_size,
                                      latent_sources.noises_of(network, sources))
-        save(zip([source.name for source in sources], images, strict=True), len(sources), str)
+        names = distinct([source.name for source in sources], [f'seed{seed:04d}' for seed in seeds or []])
+        save(zip(names, images, strict=True), len(sources), str)
     if output_grid is not None:
         path = output_grid or dnnlib.make_run_dir_path('grid.png')
         misc.save_image_grid(sheet, path, drange=[0, 255])

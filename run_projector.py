@@ -63,9 +63,9 @@ def project_images(
 ) -> None:
     """Projects image files, cut to the middle and resized to the size of the network."""
     del submit_config
-    from generation import projection
+    from generation import latent_sources, projection
     network, label = _load_generator(network_file or network_pkl, generator, class_idx)
-    latents = initial and [projection.load_latents(path, network) for path in initial]
+    latents = initial and latent_sources.from_files(network, initial)
     projection.project(network, label, _load_targets(targets, network), _prefixes(targets),
                        projection.Options(**options), latents)
 
@@ -166,30 +166,37 @@ def _find_targets(paths: Sequence[str], flag: str = '--target') -> list[str]:
 
 def _prefixes(paths: Sequence[str]) -> list[str]:
     """What the files of each target begin with: its name; numbered where two have one name."""
-    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    return [name if names.count(name) == 1 else f'{name}-{i}' for i, name in enumerate(names)]
+    return generator_flags.distinct([os.path.splitext(os.path.basename(path))[0] for path in paths])
 
 
 # What the commands do before there is a run directory: everything that may turn out to be a mistake.
 
 def _check(network: str, options: dict[str, Any]) -> Any:
     network_obj, _ = generator_flags.load(network, options)
+    import pretrained_networks
     from projector import check_network
-    check_network(network_obj)
-    _check_distance(options)
+    try:
+        check_network(network_obj)
+    except UserError as error:
+        raise UserError(f'{pretrained_networks.shown(network)}: {error}') from None
+    _check_distance(network_obj, options)
     if options['save_video']:
         from generation.video import check_video
         check_video()
     return network_obj
 
 
-def _check_distance(options: dict[str, Any]) -> None:
+def _check_distance(network: Any, options: dict[str, Any]) -> None:
     """Chooses a distance where none is given, and sees whether its weights are there and sound."""
     import projector
-    if options['weights_dir'] is not None:
-        options['weights_dir'] = os.path.abspath(options['weights_dir'])
+    if options['weights_dir'] is not None and not dnnlib.util.is_remote_path(options['weights_dir']):
+        options['weights_dir'] = os.path.abspath(os.path.expanduser(options['weights_dir']))
     options['distance'] = options['distance'] or projector.choose_distance(options['weights_dir'])
     projector.find_distance(options['distance'], options['weights_dir'])
+    height, width = network.output_shape[2:]
+    if options['distance'] == 'lpips' and min(height, width) < 16:
+        raise UserError(f'--distance=lpips: expected images of at least 16×16, network {network.name} draws '
+                        f'{width}×{height}; choose efflite0 or l2')
 
 
 def _generated_command(network: str, result_dir: str, **options: Any) -> None:
@@ -207,13 +214,15 @@ def _images_command(network: str, target: list[str], result_dir: str, **options:
     network_obj = _check(network, options)
     _load_targets(options['targets'], network_obj, verbose=False)
     if options['initial'] is not None:
-        from generation.projection import load_latents
-        options['initial'] = [os.path.abspath(os.path.expanduser(path)) for path in options['initial']]
-        if len(options['initial']) != len(options['targets']):
-            raise UserError(f'--initial: expected one file for each of {len(options["targets"])} images, '
-                            f'received {len(options["initial"])}')
-        for path in options['initial']:
-            load_latents(path, network_obj)
+        from generation.latent_sources import from_files
+        sources = from_files(network_obj, options['initial'])
+        if len(sources) != len(options['targets']):
+            raise UserError(f'--initial: expected latents for each of {len(options["targets"])} images, '
+                            f'received {len(sources)}')
+        for source in sources:
+            if options['space'] == 'w' and (source.dlatents != source.dlatents[0]).any():
+                raise UserError(f'--initial: {source.name} has latents of its own for each layer; go on with '
+                                '--space=w+')
     submit(project_images, 'project-images', result_dir, network, **options)
 
 
@@ -221,7 +230,8 @@ def _detect_command(network: str, images: list[str], result_dir: str, **options:
     options['targets'] = _find_targets(images, '--images')
     network_obj = _check(network, options)
     _load_targets(options['targets'], network_obj, verbose=False)
-    _read(network_obj, options['data_dir'], options['dataset'], 1)
+    if len(_read(network_obj, options['data_dir'], options['dataset'], 2)) < 2:
+        raise UserError('--dataset: expected at least 2 images to compare with, found 1')
     submit(detect, 'detect', result_dir, network, **options)
 
 
@@ -265,7 +275,8 @@ def make_parser() -> flags.Parser:
     for command, name in ((images, 'target'), (detection, 'images')):
         command.add_flag(name, _file_list, 'Image files, separated by commas, or a folder; the middle of '
                          'each is resized to the size of the network', required=True)
-    images.add_flag('initial', _file_list, 'Files that --save-latents wrote, one per image, to go on from')
+    images.add_flag('initial', generator_flags.latents_list, 'Files that --save-latents wrote, one per '
+                    'image, to go on from')
     for command in commands:
         add = command.add_flag
         if command is not detection:

@@ -18,7 +18,6 @@ WHITE = 255
 SHOWN_HEIGHT = 128      # Small pictures are enlarged by whole factors up to this height.
 ZOOMS = 4               # Zoom-ins per picture of noise_detail.
 GAIN = 4.0              # Factor on standard deviations, for the eye.
-DEFAULT_LODS = (0, 1, 2, 2, 3, 3)
 
 
 class StyleGroup(NamedTuple):

@@ -92,6 +92,16 @@ def add_common_flags(command: flags.Parser, batch_help: str = 'Pictures at a tim
     flags.add_custom_ops_flag(command)
 
 
+def distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """Names of files, numbered where several would have one name, or one that is taken."""
+    result: list[str] = []
+    for i, name in enumerate(names):
+        while names.count(name) > 1 or name in taken or name in result:
+            name = f'{name}-{i}'
+        result.append(name)
+    return result
+
+
 def seed_psi(psi: float | None) -> float:
     """--truncation-psi of seeds."""
     return DEFAULT_PSI if psi is None else psi

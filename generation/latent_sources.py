@@ -11,6 +11,7 @@ import numpy as np
 
 from dnnlib.util import UserError
 from generation import sampling
+from generation.generator_flags import distinct
 
 if TYPE_CHECKING:
     from dnnlib.tflib import Network
@@ -57,6 +58,8 @@ def from_files(network: 'Network', paths: Sequence[str], truncation_psi: float =
         for i, w in enumerate(dlatents):
             sources.append(Source(name if len(dlatents) == 1 else f'{name}-{i}', w,
                                   noises and [noise[i % len(noise)] for noise in noises]))
+    for source, name in zip(sources, distinct([source.name for source in sources]), strict=True):
+        source.name = name
     return sources
 
 
@@ -116,4 +119,4 @@ def _names(paths: Sequence[str]) -> list[str]:
     names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     for suffix in _SUFFIXES:
         names = [name.removesuffix(suffix) or name for name in names]
-    return [name if names.count(name) == 1 else f'{name}-{i}' for i, name in enumerate(names)]
+    return distinct(names)

@@ -12,7 +12,6 @@ from training import misc
 if TYPE_CHECKING:
     from dnnlib.tflib import Network
 
-INTERPOLATIONS = ('linear', 'cubic')
 _CHUNK = 256        # Latents that are mapped at a time.
 
 

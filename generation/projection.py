@@ -1,9 +1,6 @@
 """Whole projections: many images through the projector, what is written of them, and what they tell."""
 
 import contextlib
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +9,9 @@ import numpy as np
 import dnnlib
 from dnnlib import tflib
 from dnnlib.tflib import autosummary
-from dnnlib.util import UserError
-from generation import plots, sampling
+from generation import latent_sources, plots, sampling
+from generation.generator_flags import distinct
+from generation.runs import save_json
 from projector import Projector
 from training import misc
 
@@ -38,9 +36,9 @@ def project(
     network: 'tflib.Network',               # The generator.
     label: np.ndarray,                      # [1, label_size].
     images: np.ndarray,                     # uint8 [N, C, H, W].
-    names: Sequence[str],                   # What the files of each image begin with.
+    names: Sequence[str],                   # What the files of each image begin with, all different.
     options: Options,
-    initial: Sequence[dict] | None = None,  # What `load_latents` gave for each, to go on from.
+    initial: Sequence[latent_sources.Source] | None = None,     # One for each image, to go on from.
 ) -> dict[str, float]:
     """Projects images batch by batch and writes pictures and what else is asked for to the run directory.
 
@@ -52,6 +50,7 @@ def project(
     print('Measuring the latent space...', flush=True)
     proj.set_network(network)
     size = min(options.batch_size, len(images))
+    noises = initial and latent_sources.noises_of(network, initial)
     distances, curves = {}, {}
     for begin in range(0, len(images), size):
         batch = names[begin:begin + size]
@@ -60,7 +59,9 @@ def project(
         targets = misc.adjust_dynamic_range(images[indices], [0, 255], [-1, 1])
         print(f'Projecting {", ".join(batch)}...', flush=True)
         with _Recorder(batch, proj, targets, options) as recorder:
-            proj.start(targets, **_initial_values(initial, indices))
+            proj.start(
+                targets, initial and np.stack([initial[i].dlatents for i in indices]),
+                noises and [np.stack(maps) for maps in zip(*(noises[i] for i in indices), strict=True)])
             for _ in sampling.progress(range(options.num_steps), options.num_steps, 'step'):
                 proj.step()
                 recorder.step()
@@ -71,33 +72,20 @@ def project(
             print(f'{name}: distance {value:.5f}')
         if options.save_latents:
             _save_latents(proj, batch)
-        _write_json('distances.json', {**options._asdict(), 'images': distances})
+        save_json('distances.json', {**options._asdict(), 'images': distances})
     _write_losses(curves, options)
     return distances
 
 
-def _initial_values(initial: Sequence[dict] | None, indices: np.ndarray) -> dict[str, Any]:
-    if initial is None:
-        return {}
-    chosen = [initial[i] for i in indices]
-    noises = [np.stack([latents[key] for latents in chosen]) for key in chosen[0] if key.startswith('noise')]
-    return {'dlatents': np.stack([latents['dlatents'] for latents in chosen]), 'noises': noises}
-
-
 def _write_losses(curves: dict[str, tuple], options: Options) -> None:
-    few = dict(list(curves.items())[:10])
-    plots.save_curves(dnnlib.make_run_dir_path('losses.png'), few, title='Projection', xlabel='step',
+    few = dict(list(curves.items())[:10])   # More could not be told apart.
+    title = 'Projection' + (f' of the first {len(few)} images' if len(few) < len(curves) else '')
+    plots.save_curves(dnnlib.make_run_dir_path('losses.png'), few, title=title, xlabel='step',
                       ylabel=f'distance ({options.distance})', log_y=True)
     writer = autosummary.FileWriter(dnnlib.make_run_dir_path())
     for step in range(options.num_steps):
         writer.add_scalars({f'Projection/{name}': values[step] for name, (_, values) in curves.items()}, step)
     writer.close()
-
-
-def _write_json(name: str, values: dict[str, Any]) -> None:
-    with dnnlib.util.atomic_write(dnnlib.make_run_dir_path(name), 'w') as file:
-        json.dump(values, file, indent=1)
-        file.write('\n')
 
 
 def snapshot_steps(num_steps: int, num_snapshots: int) -> set[int]:
@@ -119,8 +107,10 @@ class _Recorder:
             self._save(targets, 'target.png')
         if options.save_video:
             from generation.video import VideoWriter
-            self._videos = [self._stack.enter_context(VideoWriter(_path(name, 'video.mp4')))
-                            for name in names]
+            with contextlib.ExitStack() as stack:   # Where one cannot be opened, closes the others.
+                self._videos = [stack.enter_context(VideoWriter(_path(name, 'video.mp4')))
+                                for name in names]
+                self._stack = stack.pop_all()
 
     def __enter__(self) -> '_Recorder':
         return self
@@ -131,7 +121,8 @@ class _Recorder:
     def step(self) -> None:
         """Writes what is due after a step."""
         step = self._proj.get_cur_step()
-        snapshot, frame = step in self._snapshots, bool(self._videos) and step % self._every == 0
+        snapshot = step in self._snapshots
+        frame = bool(self._videos) and (step % self._every == 0 or step == self._proj.num_steps)
         images = self._proj.get_images() if snapshot or frame else None
         if snapshot:
             self._save(images, f'step{step:04d}.png')
@@ -158,26 +149,6 @@ def _save_latents(proj: Projector, names: Sequence[str]) -> None:
         with dnnlib.util.atomic_write(_path(name, 'latents.npz')) as file:
             np.savez(file, dlatents=dlatents[i], **{f'noise{k}': noise[i] for k, noise in enumerate(noises)},
                      **{f'history/{key}': values[i] for key, values in history.items()})
-
-
-def load_latents(path: str, network: 'tflib.Network') -> dict[str, np.ndarray]:
-    """What `project` has saved as <name>-latents.npz: {'dlatents': [num_layers, dlatent_size], 'noise0': …}.
-
-    Errors: UserError when the file is damaged or of another network.
-    """
-    expected = {'dlatents': tuple(network.components.synthesis.input_shape[1:])}
-    expected |= {f'noise{i}': tuple(var.shape[1:]) for i, var in enumerate(sampling.noise_vars(network))}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            latents = {key: file[key] for key in expected if key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f'{path}: not a file that --save-latents writes ({error})') from None
-    for key, shape in expected.items():
-        if key not in latents or latents[key].shape != shape:
-            found = f'one of shape {latents[key].shape}' if key in latents else 'none'
-            raise UserError(f'{path}: expected {key} of shape {shape} as network {network.name} has it, '
-                            f'found {found}')
-    return latents
 
 
 # Is this image from this network? (StyleGAN2, section 5.1)
@@ -226,7 +197,8 @@ def detect(
     """
     groups = {'generated': generated, 'real': real, 'images': images}
     labels = {'generated': [f'generated{i:04d}' for i in range(len(generated))],
-              'real': [f'real{i:04d}' for i in range(len(real))], 'images': list(names)}
+              'real': [f'real{i:04d}' for i in range(len(real))]}
+    labels['images'] = names = distinct(names, [*labels['generated'], *labels['real']])
     found = project(network, label, np.concatenate(list(groups.values())), sum(labels.values(), []), options)
     distances = {group: [found[name] for name in labels[group]] for group in groups}
     threshold = best_threshold(distances['generated'], distances['real'])
@@ -234,7 +206,7 @@ def detect(
     verdicts = {name: {'distance': found[name], 'generated': found[name] < threshold} for name in names}
     result = {'network': network.name, **options._asdict(), 'threshold': threshold, 'error_rate': error,
               'generated': distances['generated'], 'real': distances['real'], 'images': verdicts}
-    _write_json('detection.json', result)
+    save_json('detection.json', result)
     plots.save_histograms(
         dnnlib.make_run_dir_path('histograms.png'),
         {f'{group}': np.log10(values) for group, values in distances.items() if values},

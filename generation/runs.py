@@ -8,7 +8,7 @@ from typing import Any
 import dnnlib
 from generation import generator_flags as common
 
-# TensorFlow, and all modules that import it, are imported inside the functions: see figure_commands.
+# TensorFlow, and all modules that import it, are imported inside the functions: see generation.commands.
 
 # Arguments that all of them have:
 #   network_pkl: pickle with the generator: path, address or alias; network_file: where it was downloaded to.
@@ -102,8 +102,8 @@ def noise_detail(
                for source, deviation in zip(sources, deviations, strict=True)}
     print(f'Standard deviations, here times {gain:g}, reach {max(map(np.max, deviations)):.3g} of 255')
     _save_cells(rows, network, 1, 'noise-detail.png', range(1, len(rows)), [1, 2], _gap(network, scale))
-    _save_json('noise-detail.json', {'num_realisations': num_realisations, 'noise_seed': noise_seed,
-                                     'zoom': zoom, 'gain': gain, 'images': numbers})
+    save_json('noise-detail.json', {'num_realisations': num_realisations, 'noise_seed': noise_seed,
+                                    'zoom': zoom, 'gain': gain, 'images': numbers})
 
 
 def noise_layers(
@@ -188,9 +188,9 @@ def resolution_usage(
     plots.save_shares(dnnlib.make_run_dir_path('resolution-usage.png'), list(kimg), shares,
                       'Contribution of each resolution to the image',
                       'thousands of images shown' if len(rows) > 1 else 'resolution', 'share')
-    _save_json('resolution-usage.json', {'num_samples': num_samples, 'seed': seed, 'generator': generator,
-                                         'truncation_psi': truncation_psi, 'class': class_idx,
-                                         'networks': rows})
+    save_json('resolution-usage.json', {'num_samples': num_samples, 'seed': seed, 'generator': generator,
+                                        'truncation_psi': truncation_psi, 'class': class_idx,
+                                        'networks': rows})
     print('  '.join(f'{name} {share:.1%}' for name, share in rows[-1]['share'].items()))
 
 
@@ -221,9 +221,9 @@ def jacobian(
         'singular values': (number, facts['mean'], facts['std'])},
         f'Jacobian of w → image: mean and deviation over {num_samples} samples', 'number',
         'singular value / largest one', log_y=True)
-    _save_json('jacobian.json', {'network': network_pkl, 'num_samples': num_samples, 'seed': seed,
-                                 'generator': generator, 'truncation_psi': truncation_psi,
-                                 'class': class_idx, **facts, 'singular_values': values.tolist()})
+    save_json('jacobian.json', {'network': network_pkl, 'num_samples': num_samples, 'seed': seed,
+                                'generator': generator, 'truncation_psi': truncation_psi,
+                                'class': class_idx, **facts, 'singular_values': values.tolist()})
     print(f'mean logarithm of the relative singular values {facts["mean_log"]:.3f} (0 = orthogonal), '
           f'largest / smallest {facts["condition_number"]:.1f}')
 
@@ -243,7 +243,8 @@ def _gap(network: Any, scale: int) -> int:
     return max(network.output_shape[2] * scale // 32, 1)
 
 
-def _save_json(name: str, content: dict) -> None:
+def save_json(name: str, content: dict) -> None:
+    """Writes a file to the run directory."""
     with dnnlib.util.atomic_write(dnnlib.make_run_dir_path(name), 'w') as file:
         json.dump(content, file, indent=1)
         file.write('\n')

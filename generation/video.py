@@ -42,10 +42,11 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self._writer.close()
-        if kind is None:
-            os.replace(self._temp, self.path)
-        else:
+        try:
+            self._writer.close()
+            if kind is None:
+                os.replace(self._temp, self.path)
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(self._temp)
 

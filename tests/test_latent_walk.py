@@ -6,6 +6,7 @@ import numpy as np
 
 from dnnlib import UserError, tflib
 from generation import latent_sources, latent_walk, sampling
+from generation.generator_flags import distinct
 from tests import test_run_generator as common
 from tests.test_figures import PROGAN, FiguresTestCase, as_uint8, seed_w
 
@@ -39,7 +40,7 @@ class WalkTest(FiguresTestCase):
     def test_every_walk_passes_its_keys_and_loops(self):
         keys = np.random.RandomState(0).randn(4, 3, 5)
         for spherical in (False, True):
-            for kind in latent_walk.INTERPOLATIONS:
+            for kind in ('linear', 'cubic'):
                 way = latent_walk.walk(keys, spherical, kind)
                 for k in range(4):
                     self.assertAllClose(way(k), keys[k])
@@ -122,6 +123,11 @@ class FilesTest(FiguresTestCase):
         with np.load(first) as file:
             w = average + 0.4 * (file['dlatents'] - average)
         self.assert_image(self.picture(run_dir, 'me.png'), self.draw(first, w).transpose(1, 2, 0))
+        # The projection of a seed does not take the name of its picture.
+        run_dir, _ = self.run_in_process('generate-images', f'--network={self.path}', '--seeds=3',
+                                         f'--latents={self.latents("seed0003-latents.npz", 1)}')
+        self.assertEqual(self.pictures(run_dir), ['seed0003-0.png', 'seed0003.png'])
+        self.assert_image(self.picture(run_dir, 'seed0003-0.png'), self.draw(first).transpose(1, 2, 0))
 
     def test_style_mixing_of_a_projected_image(self):
         path = self.latents('me-latents.npz', 1)
@@ -155,6 +161,11 @@ class FilesTest(FiguresTestCase):
         paths = [self.latents('a-latents.npz', 1), self.latents('other/a.npz', 2), self.latents('b.npz', 3)]
         names = [source.name for source in latent_sources.from_files(self.network, paths)]
         self.assertEqual(names, ['a-0', 'a-1', 'b'])
+        two = self.latents('c.npz', dlatents=np.zeros([2, 6, 8]), noise=False)
+        names = [source.name for source in latent_sources.from_files(
+            self.network, [two, self.latents('c-1.npz', 1), paths[2]])]
+        self.assertLen(set(names), 4)
+        self.assertEqual(distinct(['a', 'a', 'a-0', 'b', 'c'], ['c']), ['a-0', 'a-1', 'a-0-2', 'b', 'c-4'])
         clash = self.latents('4.npz', 1)
         with self.assertRaisesRegex(UserError, 'two different sources have the name 4'):
             self.run_in_process('style-mixing-example', f'--network={self.path}', '--col-seeds=4',

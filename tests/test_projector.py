@@ -67,6 +67,7 @@ class FormulasTest(tf.test.TestCase):
         noise = np.random.RandomState(2).rand(4, 8, 8, 1) * 7 + 3
         mean, std = (f(noise, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
         self.assertAllClose(projector.normalize_noise(tf.constant(noise)), (noise - mean) / std, rtol=1e-12)
+        self.assertAllEqual(projector.normalize_noise(tf.ones([1, 8, 8, 1])), tf.zeros([1, 8, 8, 1]))
 
     def test_l2(self):
         images = np.random.RandomState(3).rand(2, 4, 4, 3) * 255
@@ -98,6 +99,14 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllClose(proj._dlatent_avg, samples.mean(axis=0), atol=1e-6)
         deviation = np.sqrt(np.mean(np.sum((samples - samples.mean(axis=0)) ** 2, axis=1)))
         self.assertAllClose(proj._dlatent_std, deviation, rtol=1e-6)
+
+    def test_statistics_of_w_of_a_class(self):
+        network = small_network(label_size=3)
+        proj = self.projector(1, network, label=np.float32([[0, 0, 1]]))
+        latents = np.random.RandomState(123).randn(500, 8)
+        samples = network.components.mapping.run(latents, np.tile(np.float32([[0, 0, 1]]), [500, 1]))[:, 0]
+        self.assertAllClose(proj._dlatent_avg, samples.mean(axis=0), atol=1e-5)
+        self.assertNotAllClose(proj._dlatent_avg, self.projector(1, network)._dlatent_avg, atol=1e-2)
 
     def test_an_image_of_the_network_is_found_again(self):
         before = {name: var.numpy() for name, var in self.network.vars.items()}
@@ -148,6 +157,12 @@ class ProjectorTest(tf.test.TestCase):
         delta = proj._dlatents.numpy() - dlatents
         # The learning rate of step 0 is 0; that of the first step with one is its size in every component.
         self.assertAllEqual(delta, np.zeros_like(delta))
+        # Of one gradient g, Adam with its default betas keeps 0.1 g and 0.001 g².
+        first, second = (next(var.numpy() for var in proj._optimizer.variables
+                              if kind in var.path and var.shape == (1, 1, 8))
+                         for kind in ('momentum', 'velocity'))
+        self.assertGreater(np.abs(first).max(), 1e-4)
+        self.assertAllClose(second, 0.1 * np.square(first), rtol=1e-4)
         proj.step()
         step = proj._dlatents.numpy() - dlatents
         for noise, var in zip(noises, proj._noises, strict=True):
@@ -165,6 +180,30 @@ class ProjectorTest(tf.test.TestCase):
         self.assertGreater(clear.sum(), 3)
         self.assertAllEqual(np.sign(step[0, 0][clear]), -np.sign(slopes)[clear])
 
+    def test_noise_carries_no_signal(self):
+        ends = []
+        for weight in (0.0, 1e5):
+            proj = self.projector(60, regularize_noise_weight=weight).run(self.images[:2])
+            history = np.stack(proj.history['noise_regularization'])
+            noises = [tf.constant(noise.transpose(0, 2, 3, 1)) for noise in proj.get_noises()]
+            ends.append((history[0], projector.noise_regularization(noises).numpy()))
+        self.assertAllClose(ends[0][0], ends[1][0])     # The same random numbers.
+        self.assertAllGreater(ends[0][1], 0.3 * ends[0][0].min())
+        self.assertAllLess(ends[1][1], 0.01 * ends[1][0].min())
+
+    def test_noise_on_w(self):
+        proj = self.projector(4, seed=7)
+        proj.start(self.images[:1])
+        noise = tf.random.stateless_normal([1, 1, 8], [7, 0]) * (0.05 * proj._dlatent_std)
+        moved = proj.get_dlatents()[:, :1] + noise
+        before = proj.get_distances()
+        maps = proj.get_noises()
+        proj.step()
+        seen = proj.history['distance'][0]
+        self.assertNotAllClose(before, seen, rtol=1e-3)
+        proj.start(self.images[:1], moved, maps)
+        self.assertAllClose(proj.get_distances(), seen, rtol=1e-4)
+
     def test_w_plus(self):
         proj = self.projector(30, space='w+').run(self.images[:1])
         dlatents = proj.get_dlatents()[0]
@@ -172,6 +211,13 @@ class ProjectorTest(tf.test.TestCase):
         again = self.projector(1, space='w+')
         again.start(self.images[:1], proj.get_dlatents(), proj.get_noises())
         self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
+
+    def test_going_on_in_w(self):
+        proj = self.projector(5).run(self.images[:2])
+        again = self.projector(1)
+        again.start(self.images[:2], proj.get_dlatents(), proj.get_noises())
+        self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
+        self.assertEqual(again._dlatents.shape, (2, 1, 8))
 
     def test_networks_that_grow(self):
         network = Network('Gs', 'training.networks_stylegan.G_style', **SMALL)
@@ -209,6 +255,10 @@ class ProjectorTest(tf.test.TestCase):
             self.projector(1).start(np.zeros([1, 3, 8, 8]))
         with self.assertRaisesRegex(UserError, r'dlatents have shape \[1, 5, 8\]'):
             self.projector(1).start(self.images[:1], np.zeros([1, 5, 8]))
+        with self.assertRaisesRegex(UserError, "differ from layer to layer; expected space 'w\\+'"):
+            self.projector(1).start(self.images[:1], np.arange(48).reshape(1, 6, 8))
+        with self.assertRaisesRegex(UserError, r'noise maps have shapes \[\], expected \[\[1, 1, 4, 4\]'):
+            self.projector(1).start(self.images[:1], noises=[])
         with self.assertRaisesRegex(UserError, 'no intermediate latents'):
             self.projector(1, Network('G', 'training.networks_progan.G_paper', resolution=8, fmap_base=32,
                                       fmap_max=8, latent_size=8))
@@ -232,6 +282,16 @@ class DistancesTest(tf.test.TestCase):
             pair = [(x.transpose(0, 2, 3, 1) + 1) * 127.5 for x in (drawn, image)]
             # The first has noise added to its w.
             self.assertAllClose(distance(*pair), value, rtol=0.3 if drawn is first else 1e-3)
+
+    def test_transparent_images_are_compared_on_white(self):
+        rnd = np.random.RandomState(0)
+        images, targets = rnd.uniform(0, 255, [2, 1, 32, 32, 4]).astype(np.float32)
+        solid = [x[..., :3] * x[..., 3:] / 255 + 255 - x[..., 3:] for x in (images, targets)]
+        distance = projector.find_distance('efflite0')
+        self.assertAllClose(distance(tf.constant(images), tf.constant(targets)),
+                            distance(*map(tf.constant, solid)), rtol=1e-3)
+        images[..., 3] = 0
+        self.assertAllClose(distance(tf.constant(images), tf.fill([1, 32, 32, 3], 255.0)), [0], atol=1e-6)
 
     def test_choice(self):
         for found, name in [({'vgg16', 'efflite0'}, 'lpips'), ({'efflite0'}, 'efflite0'), (set(), 'l2')]:

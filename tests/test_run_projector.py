@@ -72,10 +72,12 @@ class ProjectorCommandsTest(tf.test.TestCase):
             self.assertEqual(latents['history/distance'].shape, (20,))
         frames = imageio.imread(os.path.join(run_dir, 'seed0003-video.mp4'))
         self.assertEqual(frames.shape, (20, 128, 256, 3))
-        # The target stands on the left of every frame, enlarged.
-        target = self.picture(run_dir, 'seed0003-target.png')
-        left = frames[-1][4::8, 4:128:8].astype(np.float32)
-        self.assertLess(np.abs(left - target).mean(), 12)
+        # The target stands on the left of every frame, enlarged, what is drawn for it on the right.
+        target, drawn = (self.picture(run_dir, f'seed0003-{name}.png') for name in ('target', 'step0020'))
+        left, right = (frames[-1][4::8, begin:begin + 128:8].astype(np.float32) for begin in (4, 132))
+        for side, own, other in ((left, target, drawn), (right, drawn, target)):
+            self.assertLess(np.abs(side - own).mean(), 12)
+            self.assertLess(np.abs(side - own).mean(), 0.7 * np.abs(side - other).mean())
         distances = json.load(open(os.path.join(run_dir, 'distances.json')))
         self.assertEqual(list(distances['images']), ['seed0003', 'seed0005', 'seed0008'])
         self.assertIn('seed0008: distance', out)
@@ -110,17 +112,29 @@ class ProjectorCommandsTest(tf.test.TestCase):
         self.assertAllEqual(self.picture(first, 'wide-1-target.png'), np.repeat(wide[:, :16, :1], 3, axis=2))
         latents = [os.path.join(first, f'wide-{i}-latents.npz') for i in (0, 1)]
         second, _ = self.run_command('project-images', target, f'--initial={",".join(latents)}', '--space=w+',
-                                     '--save-latents')
-        before, after = (np.load(os.path.join(run, 'wide-1-latents.npz')) for run in (first, second))
-        # The first step of the second run finds what the last one of the first left, but for noise on w.
-        self.assertLess(np.abs(after['dlatents'] - before['dlatents']).mean(),
-                        np.abs(before['dlatents'] - self.network.get_var('dlatent_avg')).mean())
+                                     '--save-latents', '--num-steps=1')
+        # The second run begins where the first ended; the learning rate of its first step is 0.
+        for i in (0, 1):
+            before, after = (np.load(os.path.join(run, f'wide-{i}-latents.npz')) for run in (first, second))
+            for key in ('dlatents', 'noise0', 'noise4'):
+                self.assertAllClose(after[key], before[key], atol=1e-4)
+        # In space w, with latents of one's own and without noise.
+        own = os.path.join(self.dir, 'own.npz')
+        w = np.random.RandomState(1).randn(2, 1, 8)
+        np.savez(own, w=w)
+        third, _ = self.run_command('project-images', target, f'--initial={own}', '--save-latents',
+                                    '--num-steps=1')
+        for i in (0, 1):
+            after = np.load(os.path.join(third, f'wide-{i}-latents.npz'))
+            self.assertAllClose(after['dlatents'], np.tile(w[i], [6, 1]), atol=1e-5)
+            self.assertAllClose(np.std(after['noise4']), 1.0, atol=1e-3)
 
     def test_detect(self):
         folder = tempfile.mkdtemp(dir=self.dir)
         own = [image for _, image in sampling.generate(self.network, [100, 101], 1.0)]
         other = np.random.RandomState(0).randint(0, 256, [3, 16, 16], dtype=np.uint8)
-        for name, image in zip(('own0', 'own1', 'other'), [*own, other], strict=True):
+        # The name of one is that of a reference, too.
+        for name, image in zip(('own0', 'real0003', 'other'), [*own, other], strict=True):
             PIL.Image.fromarray(image.transpose(1, 2, 0)).save(os.path.join(folder, f'{name}.png'))
         run_dir, out = self.run_command('detect', f'--images={folder}', '--num-references=6', '--batch=15',
                                         '--num-steps=200')
@@ -131,7 +145,7 @@ class ProjectorCommandsTest(tf.test.TestCase):
         self.assertIn('other: distance', out)
         for name, verdict in result['images'].items():
             self.assertEqual(verdict['generated'], verdict['distance'] < result['threshold'], name)
-        self.assertLess(max(result['images'][name]['distance'] for name in ('own0', 'own1')),
+        self.assertLess(max(result['images'][name]['distance'] for name in ('own0', 'real0003-2')),
                         result['images']['other']['distance'])
         self.assertTrue(os.path.exists(os.path.join(run_dir, 'histograms.png')))
         self.assertEqual(self.files(run_dir, 'generated'), [])
@@ -167,23 +181,64 @@ class ProjectorCommandsTest(tf.test.TestCase):
         folder = tempfile.mkdtemp(dir=self.dir)
         noise = os.path.join(folder, 'x-latents.npz')
         np.savez(noise, dlatents=np.zeros([3, 8]))
+        own = os.path.join(folder, 'own.npz')
+        np.savez(own, dlatents=np.arange(48).reshape(6, 8))
         picture = os.path.join(folder, 'x.png')
         PIL.Image.fromarray(np.zeros([16, 16, 3], np.uint8)).save(picture)
         for args, message in [
                 (['project-images', '--target=/nowhere'], '--target: there is no file or folder /nowhere'),
                 (['project-images', f'--target={self.dir}/network.pkl'], 'network.pkl'),
                 (['project-images', f'--target={picture}', f'--initial={noise}'],
-                 r'expected dlatents of shape \(6, 8\) as network Gs has it, found one of shape \(3, 8\)'),
-                (['project-images', f'--target={picture}', f'--initial={noise},{noise}'],
-                 'expected one file for each of 1 images, received 2'),
+                 r'dlatents has shape \[3, 8\]; network Gs expects \[6, 8\]'),
+                (['project-images', f'--target={picture}', f'--initial={own},{own}', '--space=w+'],
+                 'expected latents for each of 1 images, received 2'),
+                (['project-images', f'--target={picture}', f'--initial={own}'],
+                 'own has latents of its own for each layer; go on with --space=w'),
+                (['project-generated-images', '--weights-dir=~/no such folder'],
+                 f'expected a local folder with files of weights, received {os.path.expanduser("~")}/no'),
                 (['project-real-images', f'--dataset={folder}/none'], 'there is no data set'),
                 (['project-generated-images', '--class=1'], 'unconditional')]:
             parser = run_projector.make_parser()
             results = os.path.join(folder, 'results')
             with self.assertRaisesRegex(flags.UserError, message):
-                flags.run_command(parser.parse_args([*args, f'--network={self.pickle}', '--distance=l2',
-                                                     f'--result-dir={results}']))
+                flags.run_command(parser.parse_args([
+                    *args, f'--network={self.pickle}', f'--result-dir={results}',
+                    f'--distance={"efflite0" if "--weights-dir" in args[-1] else "l2"}']))
             self.assertFalse(os.path.exists(results))
+
+    def test_networks_that_do_not_fit(self):
+        folder = tempfile.mkdtemp(dir=self.dir)
+        feature_testutil.write_torch(os.path.join(folder, 'vgg16.pt'), feature_testutil.vgg16_weights(),
+                                     script=True)
+        progan = tflib.Network('Gs', 'training.networks_progan.G_paper', resolution=8, fmap_base=32,
+                               fmap_max=8, latent_size=8)
+        for network, message in [(progan, 'small.pkl: network Gs has no intermediate latents w'),
+                                 (small_network(resolution=8), 'network Gs draws 8×8; choose efflite0')]:
+            path = os.path.join(folder, 'small.pkl')
+            legacy.save_pkl(network.state(), path)
+            with self.assertRaisesRegex(flags.UserError, message):
+                flags.run_command(run_projector.make_parser().parse_args([
+                    'project-generated-images', f'--network={path}', f'--weights-dir={folder}',
+                    '--distance=lpips', f'--result-dir={folder}/results']))
+        self.assertFalse(os.path.exists(f'{folder}/results'))
+
+    def test_official_command_lines(self):
+        run_dir, _ = self.run_command('project-generated-images', '--seeds=0,1,5', '--num-snapshots', '1',
+                                      '--save-video', 'false', '--save-latents=true',
+                                      '--truncation-psi', '0.3')
+        for psi, check in ((0.3, self.assertAllClose), (1.0, self.assertNotAllClose)):
+            (_, target), = sampling.generate(self.network, [5], psi)
+            check(self.picture(run_dir, 'seed0005-target.png'), target.transpose(1, 2, 0), atol=1)
+        self.assertEqual(self.files(run_dir, 'seed'), [
+            f'seed000{seed}-{name}' for seed in (0, 1, 5)
+            for name in ('latents.npz', 'step0020.png', 'target.png')])
+        options = run_projector.make_parser().parse_args(
+            ['project-generated-images', f'--network={self.pickle}'])
+        self.assertEqual((options.seeds, options.num_snapshots, options.truncation_psi, options.num_steps),
+                         ([0, 1, 2], 5, 1.0, 1000))
+        options = run_projector.make_parser().parse_args(
+            ['project-real-images', f'--network={self.pickle}', '--dataset=car', '--data-dir=~/datasets'])
+        self.assertEqual((options.num_images, options.num_snapshots, options.dataset), (3, 5, 'car'))
 
 
 if __name__ == '__main__':
