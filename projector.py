@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib import tflib
-from dnnlib.util import UserError
+from dnnlib.util import EasyDict, UserError
 from generation import sampling
 
 __all__ = ['DISTANCES', 'Projector', 'check_network', 'choose_distance', 'find_distance',
@@ -336,12 +336,15 @@ class Projector:
         self.history['noise_regularization'].append(regularization.numpy())
         self._cur_step += 1
 
-    def run(self, target_images: np.ndarray) -> 'Projector':
-        """All steps for images [N, C, H, W] in [-1, 1]; returns itself."""
+    def run(self, target_images: np.ndarray) -> EasyDict:
+        """All steps for images [N, C, H, W] in [-1, 1].
+
+        Returns: EasyDict of dlatents, noises and images; see `get_dlatents`, `get_noises`, `get_images`.
+        """
         self.start(target_images)
         while self._cur_step < self.num_steps:
             self.step()
-        return self
+        return EasyDict(dlatents=self.get_dlatents(), noises=self.get_noises(), images=self.get_images())
 
     def get_cur_step(self) -> int:
         """Steps done."""

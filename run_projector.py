@@ -276,7 +276,7 @@ def make_parser() -> flags.Parser:
         command.add_flag(name, _file_list, 'Image files, separated by commas, or a folder; the middle of '
                          'each is resized to the size of the network', required=True)
     images.add_flag('initial', generator_flags.latents_list, 'Files that --save-latents wrote, one per '
-                    'image, to go on from')
+                    'image, to start from instead of the average; the schedule is that of a new projection')
     for command in commands:
         add = command.add_flag
         if command is not detection:

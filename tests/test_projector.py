@@ -34,6 +34,12 @@ def draw(network, seeds):
     return np.float32(images) / 127.5 - 1
 
 
+def projected(proj, images):
+    """The projector after all its steps."""
+    proj.run(images)
+    return proj
+
+
 class FormulasTest(tf.test.TestCase):
     def test_schedule(self):
         # (step, learning rate, noise factor) of 1000 steps, by hand from appendix D.
@@ -110,7 +116,7 @@ class ProjectorTest(tf.test.TestCase):
 
     def test_an_image_of_the_network_is_found_again(self):
         before = {name: var.numpy() for name, var in self.network.vars.items()}
-        proj = self.projector(250).run(self.images)
+        proj = projected(self.projector(250), self.images)
         history = np.stack(proj.history['distance'])
         self.assertEqual(history.shape, (250, 3))
         # Random weights leave local minima: not every image is found as well as those of a trained network.
@@ -124,8 +130,13 @@ class ProjectorTest(tf.test.TestCase):
             self.assertAllClose(noise.std(axis=(1, 2, 3)), np.ones(3), atol=1e-4)
 
     def test_what_is_found_draws_the_images(self):
-        proj = self.projector(10).run(self.images)
+        proj = self.projector(10)
+        result = proj.run(self.images)
         dlatents, noises = proj.get_dlatents(), proj.get_noises()
+        self.assertAllEqual(result.dlatents, dlatents)
+        self.assertAllEqual(result.images, proj.get_images())
+        for noise, other in zip(result.noises, noises, strict=True):
+            self.assertAllEqual(noise, other)
         self.assertEqual(dlatents.shape, (3, 6, 8))
         clone = self.network.clone()
         for i, image in enumerate(proj.get_images()):
@@ -137,7 +148,7 @@ class ProjectorTest(tf.test.TestCase):
             self.assertAllClose(proj.get_distances()[i], difference, rtol=1e-3)
 
     def test_images_at_a_time_make_no_difference(self):
-        together = self.projector(20).run(self.images)
+        together = projected(self.projector(20), self.images)
         alone = self.projector(20)
         for i in range(3):
             alone.run(self.images[i:i + 1])
@@ -145,7 +156,7 @@ class ProjectorTest(tf.test.TestCase):
             self.assertAllClose(alone.get_images()[0], together.get_images()[i], atol=1e-3)
         # The second start has used the traced step of the first again.
         self.assertEqual(alone._step_function.experimental_get_tracing_count(), 1)
-        other = self.projector(20, seed=1).run(self.images[:1])
+        other = projected(self.projector(20, seed=1), self.images[:1])
         self.assertNotAllClose(other.get_dlatents(), together.get_dlatents()[:1], atol=1e-4)
 
     def test_the_first_steps_by_a_second_formula(self):
@@ -183,7 +194,7 @@ class ProjectorTest(tf.test.TestCase):
     def test_noise_carries_no_signal(self):
         ends = []
         for weight in (0.0, 1e5):
-            proj = self.projector(60, regularize_noise_weight=weight).run(self.images[:2])
+            proj = projected(self.projector(60, regularize_noise_weight=weight), self.images[:2])
             history = np.stack(proj.history['noise_regularization'])
             noises = [tf.constant(noise.transpose(0, 2, 3, 1)) for noise in proj.get_noises()]
             ends.append((history[0], projector.noise_regularization(noises).numpy()))
@@ -205,7 +216,7 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllClose(proj.get_distances(), seen, rtol=1e-4)
 
     def test_w_plus(self):
-        proj = self.projector(30, space='w+').run(self.images[:1])
+        proj = projected(self.projector(30, space='w+'), self.images[:1])
         dlatents = proj.get_dlatents()[0]
         self.assertGreater(np.abs(dlatents - dlatents[:1]).max(), 1e-3)
         again = self.projector(1, space='w+')
@@ -213,7 +224,7 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
 
     def test_going_on_in_w(self):
-        proj = self.projector(5).run(self.images[:2])
+        proj = projected(self.projector(5), self.images[:2])
         again = self.projector(1)
         again.start(self.images[:2], proj.get_dlatents(), proj.get_noises())
         self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
@@ -224,7 +235,7 @@ class ProjectorTest(tf.test.TestCase):
         network.set_var('lod', 1)   # What it draws is 8×8 pixels, enlarged; so is what is projected.
         image = network.run(np.random.RandomState(1).randn(1, 8), None, randomize_noise=False)
         self.assertAllClose(image, image[:, :, ::2, ::2].repeat(2, axis=2).repeat(2, axis=3), atol=1e-5)
-        proj = self.projector(100, network).run(image)
+        proj = projected(self.projector(100, network), image)
         found = proj.get_images()
         self.assertAllClose(found, found[:, :, ::2, ::2].repeat(2, axis=2).repeat(2, axis=3), atol=1e-5)
         self.assertLess(proj.get_distances()[0], proj.history['distance'][0][0] / 2)
