@@ -56,6 +56,7 @@ def _pickle_to_savedmodel(file: str, out: str | None, overwrite: bool, network: 
     out = _output(file, out, '', overwrite, directory=True)
     _, built = _load_network(file, network)
     from dnnlib.tflib.conversion import saved_model
+    os.makedirs(os.path.dirname(out) or '.', exist_ok=True)  # TensorFlow Serving wants models/NAME/1.
     metadata = saved_model.export(built, out, noise, overwrite)
     if not metadata['truncation']:
         print(f'Note: network {built.name} has no intermediate latents; truncation_psi has no effect')
@@ -150,7 +151,7 @@ def _output(file: str, out: str | None, ending: str, overwrite: bool, with_confi
     out = os.path.expanduser(out)
     if not out.endswith(ending) or not os.path.basename(out):
         raise UserError(f'--out: expected a name that ends in {ending}, received {out!r}')
-    if not os.path.isdir(os.path.dirname(out) or '.'):
+    if not directory and not os.path.isdir(os.path.dirname(out) or '.'):
         raise UserError(f'--out: there is no directory {os.path.dirname(out)}')
     for path in (out, out.removesuffix(ending) + '.json') if with_config else (out,):
         if os.path.isdir(path) and not directory:

@@ -18,17 +18,14 @@ def project_generated_images(
     network_pkl: str,                           # Pickle with the generator.
     seeds: Sequence[int],                       # One image each.
     truncation_psi: float = 1.0,                # Truncation trick of the target images.
-    class_idx: int | None = None,               # Class, for conditional networks.
-    generator: str = 'Gs',                      # Which network of a snapshot.
-    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
-    **options: Any,                             # generation.projection.Options.
+    **options: Any,                             # See _begin.
 ) -> None:
     """Draws images and finds them again in the latent space of their generator."""
     del submit_config
     from generation import projection
-    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
+    network, label, options = _begin(network_pkl, **options)
     projection.project(network, label, _draw(network, label, seeds, truncation_psi),
-                       [f'seed{seed:04d}' for seed in seeds], projection.Options(**options))
+                       [f'seed{seed:04d}' for seed in seeds], options)
 
 
 def project_real_images(
@@ -37,18 +34,14 @@ def project_real_images(
     data_dir: str | None = None,                # Folder of data sets.
     dataset: str | None = None,                 # Data set. None = the embedded one.
     num_images: int = 3,                        # Its first images are projected.
-    class_idx: int | None = None,               # Class, for conditional networks.
-    generator: str = 'Gs',                      # Which network of a snapshot.
-    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
-    **options: Any,                             # generation.projection.Options.
+    **options: Any,                             # See _begin.
 ) -> None:
     """Projects images of a data set."""
     del submit_config
     from generation import projection
-    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
+    network, label, options = _begin(network_pkl, **options)
     images = _read(network, data_dir, dataset, num_images)
-    projection.project(network, label, images, [f'image{i:04d}' for i in range(len(images))],
-                       projection.Options(**options))
+    projection.project(network, label, images, [f'image{i:04d}' for i in range(len(images))], options)
 
 
 def project_images(
@@ -56,18 +49,15 @@ def project_images(
     network_pkl: str,                           # Pickle with the generator.
     targets: Sequence[str],                     # Image files.
     initial: Sequence[str] | None = None,       # Files of latents to go on from, one for each.
-    class_idx: int | None = None,               # Class, for conditional networks.
-    generator: str = 'Gs',                      # Which network of a snapshot.
-    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
-    **options: Any,                             # generation.projection.Options.
+    **options: Any,                             # See _begin.
 ) -> None:
     """Projects image files, cut to the middle and resized to the size of the network."""
     del submit_config
     from generation import latent_sources, projection
-    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
+    network, label, options = _begin(network_pkl, **options)
     latents = initial and latent_sources.from_files(network, initial)
-    projection.project(network, label, _load_targets(targets, network), _prefixes(targets),
-                       projection.Options(**options), latents)
+    projection.project(network, label, _load_targets(targets, network), _prefixes(targets), options,
+                       latents)
 
 
 def detect(
@@ -78,19 +68,16 @@ def detect(
     dataset: str | None = None,                 # What the network was trained on. None = the embedded set.
     num_references: int = 24,                   # Images of each kind to compare with.
     truncation_psi: float = 1.0,                # Truncation trick of the generated ones.
-    class_idx: int | None = None,               # Class, for conditional networks.
-    generator: str = 'Gs',                      # Which network of a snapshot.
-    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
-    **options: Any,                             # generation.projection.Options.
+    **options: Any,                             # See _begin.
 ) -> None:
     """Says of image files whether the network has made them."""
     del submit_config
     from generation import projection
-    network, label = _load_generator(network_file or network_pkl, generator, class_idx)
+    network, label, options = _begin(network_pkl, num_snapshots=0, **options)
     projection.detect(network, label, _load_targets(targets, network), _prefixes(targets),
                       _draw(network, label, range(num_references), truncation_psi),
                       _read(network, data_dir, dataset, num_references),
-                      projection.Options(num_snapshots=0, **options))
+                      options)
 
 
 def _draw(network: Any, label: Any, seeds: Sequence[int], psi: float) -> Any:
@@ -114,13 +101,17 @@ def _read(network: Any, data_dir: str | None, dataset: str | None, num_images: i
     return images.transpose(0, 3, 1, 2)
 
 
-def _load_generator(network_pkl: str, generator: str, class_idx: int | None) -> tuple[Any, Any]:
-    """A generator that one can project into, and the label of the class."""
-    from generation import sampling
-    from projector import check_network
-    network, label = sampling.load_generator(network_pkl, generator, class_idx)
-    check_network(network)
-    return network, label
+def _begin(
+    network_pkl: str,
+    class_idx: int | None = None,               # Class, for conditional networks.
+    generator: str = 'Gs',                      # Which network of a snapshot.
+    network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
+    **options: Any,                             # generation.projection.Options.
+) -> tuple[Any, Any, Any]:
+    """The generator, the label of the class and the options of a run."""
+    from generation import projection, sampling
+    network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
+    return network, label, projection.Options(**options)
 
 
 def _load_targets(paths: Sequence[str], network: Any, verbose: bool = True) -> Any:

@@ -174,7 +174,8 @@ class ConvertTest(ConvertBase):
         self.assert_fails('exists', 'pickle-to-savedmodel', SNAPSHOT, f'--out={earlier}')
         folders = {}
         for name, (file, noise) in cases.items():
-            path, folder = testutil.golden('training', file), self.dir / name
+            path = testutil.golden('training', file)
+            folder = earlier if name == 'random' else self.dir / 'models' / name / '1'   # With its parents.
             out = self.converted('pickle-to-savedmodel', path, f'--out={folder}', f'--noise={noise}',
                                  '--overwrite')
             self.assertIn('takes   z: float32 [N, 16]', out)
@@ -190,7 +191,9 @@ class ConvertTest(ConvertBase):
             np.savez(f'{folder}.npz', z=z, label=label, psi=np.float32(0.6), images=images)
             folders[name] = str(folder)
         self.assertFalse((earlier / 'old').exists())
-        self.assertCountEqual(os.listdir(self.dir), [*folders, *(f'{name}.npz' for name in folders)])
+        self.assertCountEqual(os.listdir(self.dir), ['random', 'random.npz', 'models'])
+        for name in os.listdir(self.dir / 'models'):
+            self.assertCountEqual(os.listdir(self.dir / 'models' / name), ['1', '1.npz'])
         env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
         process = subprocess.run([sys.executable, '-P', '-c', SERVE, json.dumps(folders)], cwd='/',
                                  capture_output=True, text=True, env=env)
