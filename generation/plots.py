@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,28 @@ def save_curves(path: str | os.PathLike, curves: Mapping[str, tuple[Sequence[flo
         axes.set_yscale('log')
     if len(curves) > 1:
         _legend(axes)
+    _save(figure, path)
+
+
+def save_panels(path: str | os.PathLike, panels: Sequence[Mapping[str, Any]], title: str = '') -> None:
+    """Writes several plots of lines, two in a row, to a PNG file.
+
+    Args:
+        panels: 'curves' as of `save_curves`, 'xlabel', 'ylabel' of each.
+    """
+    from matplotlib.figure import Figure
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(6.4 * min(len(panels), 2), 4.0 * rows), dpi=120, layout='constrained')
+    figure.suptitle(title)
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, min(len(panels), 2), index + 1)
+        axes.set(xlabel=panel['xlabel'], ylabel=panel['ylabel'])
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.grid(alpha=0.3)
+        for name, (x, y) in panel['curves'].items():
+            axes.plot(x, y, label=name, marker='.' if len(x) < 30 else None)
+        if len(panel['curves']) > 1:
+            axes.legend(frameon=False)
     _save(figure, path)
 
 

