@@ -16,13 +16,15 @@ from dnnlib.util import UserError, get_obj_by_name
 MODULES = {
     2: ['training.networks_progan'],
     3: ['training.networks_stylegan', 'training.networks_progan'],
-    4: ['training.networks_stylegan2', 'training.networks_stylegan'],
+    4: ['training.networks_stylegan2', 'training.networks_stylegan', 'training.networks_biggan',
+        'training.networks_biggan_deep'],
 }
 
 OLD_MODULES = {'networks': 'training.networks_progan'}      # Where ProGAN's program has its networks.
 
 KNOWN = ('here are those of ProGAN (state version 2 or 3: G_paper, D_paper), StyleGAN (3 or 4: G_style, '
-         'D_basic) and StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their components')
+         'D_basic), StyleGAN2 (4: G_main, D_stylegan, D_stylegan2) and their components, and BigGAN (4: '
+         'G_biggan, D_biggan, G_biggan_deep, D_biggan_deep)')
 
 
 def find_function(func_name: Any) -> type:

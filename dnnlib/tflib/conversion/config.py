@@ -24,8 +24,10 @@ _ROLES = ('G', 'D', 'Gs')
 
 
 def is_trainable(name: str) -> bool:
-    """Whether a variable is trainable: all are but noise inputs, the average of w and the level of detail."""
-    return re.fullmatch(r'noise\d+|dlatent_avg|lod', name.rpartition('/')[2]) is None
+    """Whether a variable is trainable: all are but noise inputs, the average of w, the level of detail, and
+    BigGAN's vectors of the power iteration and statistics."""
+    last = name.rpartition('/')[2]
+    return re.fullmatch(r'noise\d+|dlatent_avg|lod|u|v|moving_mean|moving_variance', last) is None
 
 
 def encode(obj: Any) -> tuple[dict, dict[str, np.ndarray]]:

@@ -28,7 +28,11 @@ def describe(path: str, head: bytes) -> Iterator[str]:
         yield 'Keras weights of the network'
         yield from _networks(config.decode(document, keras_weights.Zeros(document)))
     elif torch_pickle.is_torch_file(head):
-        yield from _torch(torch_pickle.load_torch(path))
+        content = torch_pickle.load_torch(path)
+        yield from _torch(content)
+        if isinstance(content, dict) and {'blocks.0.0.conv1.weight', 'generator.gen_z.weight_orig'} & {
+                str(name).removeprefix('module.') for name in content}:
+            yield from _biggan(path)
     elif head[8:9] == b'{':
         yield 'safetensors file'
         yield from _networks(tensors.read(path))
@@ -57,13 +61,25 @@ def _network(state: legacy.NetworkState, indent: str) -> Iterator[str]:
     values = state.all_variables().values()
     count = sum(int(np.size(value)) for value in values)
     yield (f'{indent}{_safe(state.name)}: {_safe(state.build_func_name)}, state version {state.version} '
-           f'({_GENERATIONS.get(state.version, "unknown")}), {len(values)} variables, {count:,} numbers, '
+           f'({_generation(state)}), {len(values)} variables, {count:,} numbers, '
            f'{sum(np.asarray(value).nbytes for value in values) / 1e6:.1f} MB')
     if not indent:
         for key, value in state.static_kwargs.items():
             yield f'    {_safe(key)} = {value!r:.100}'
     for component in state.components.values():
         yield from _network(component, indent + '    ')
+
+
+def _generation(state: legacy.NetworkState) -> str:
+    return 'BigGAN' if 'biggan' in state.build_func_name else _GENERATIONS.get(state.version, 'unknown')
+
+
+def _biggan(path: str) -> Iterator[str]:
+    from dnnlib.tflib.conversion import biggan_import
+    try:
+        yield from biggan_import.describe(path)
+    except UserError as error:
+        yield f'cannot be converted: {str(error).removeprefix(f"{path}: ")}'
 
 
 def _torch(content: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from safetensors.numpy import save as save_safetensors
 from dnnlib.tflib.conversion import config
 from dnnlib.util import UserError, atomic_write
 
-__all__ = ['config_path', 'read', 'read_config', 'write', 'write_config']
+__all__ = ['config_path', 'read', 'read_arrays', 'read_config', 'write', 'write_config']
 
 MAX_CONFIG_BYTES = 64 << 20
 MAX_BYTES = 8 << 30
@@ -71,6 +71,14 @@ def read(path: str) -> Any:
         return config.decode(document, tensors)
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of any safetensors file, under the names that they have there."""
+    if os.path.getsize(path) > MAX_BYTES:
+        raise UserError(f'expected a safetensors file of at most {MAX_BYTES >> 30} GiB')
+    with open(path, 'rb') as file:
+        return _load(file.read())
 
 
 def _load(data: bytes) -> dict[str, np.ndarray]:
