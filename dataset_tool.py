@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from dnnlib import UserError, flags
 
-FILTERS = ('box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
+FILTERS = ('area', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 
 # The modules that do the work are imported inside the functions: --help and most mistakes are answered at
 # once.
@@ -62,18 +62,22 @@ def _create_from_hdf5(tfrecord_dir: str, hdf5_filename: str, shuffle: bool, **op
 
 def _create_from_images(tfrecord_dir: str, image_dir: str, shuffle: bool, labels: str, transform: str,
                         width: int | None, height: int | None, resolution: int | None, resize_filter: str,
-                        channels: str | None, background: Any, **options: Any) -> int:
+                        channels: str | None, background: Any, min_side: int | None, **options: Any) -> int:
     from training.datasets.image_files import ImageOptions
     from training.datasets.image_folder import image_folder
     if resolution and (width or height):
         raise UserError('--resolution is --width and --height in one; give it or them')
     image_options = ImageOptions(
         channels=int(channels) if channels else None, background=background, transform=transform,
-        width=resolution or width, height=resolution or height, resize_filter=resize_filter)
+        width=resolution or width, height=resolution or height, resize_filter=resize_filter,
+        min_side=min_side)
     _check_target(tfrecord_dir, options['overwrite'])
     resized = image_options.width is not None or image_options.height is not None
     recipe = {**image_options._asdict(), 'resize_filter': resize_filter if resized else None}
-    return _create(image_folder(image_dir, image_options, labels), tfrecord_dir, options, shuffle, recipe)
+    source = image_folder(image_dir, image_options, labels)
+    if min_side:
+        recipe['too_small'] = source.too_small
+    return _create(source, tfrecord_dir, options, shuffle, recipe)
 
 
 def _pack(tfrecord_dir: str, source: str, **kwargs: Any) -> int:
@@ -132,7 +136,9 @@ _IMAGE_FLAGS = [
     ('width', flags.positive_int, 'Width of the images in pixels', None),
     ('height', flags.positive_int, 'Height', None),
     ('resolution', flags.positive_int, 'Width and height in one', None),
-    ('resize_filter', FILTERS, 'Filter for resizing; box is the area average', 'lanczos'),
+    ('resize_filter', FILTERS, 'Filter for resizing; area averages what a pixel covers, box the whole pixels '
+     'in it', 'lanczos'),
+    ('min_side', flags.positive_int, 'Leave out images whose shorter side has fewer pixels', None),
     ('channels', ('1', '3', '4'), 'Convert to 1 = gray, 3 = RGB, 4 = RGBA (default: gray if all are gray, '
      'else RGB)', None),
     ('background', _colour, 'Colour behind transparent pixels, which are a mistake without it', None),
@@ -277,7 +283,9 @@ def _add_image_commands(parser: flags.Parser) -> None:
         {**_TARGET, 'image_dir': 'Folder of images, with subfolders, or a zip of one'},
         ['datasets/cats pictures/cats --shuffle 0',
          'datasets/cats pictures.zip --labels=classes.csv \\',
-         '    --transform=center-crop --resolution=256'])
+         '    --transform=center-crop --resolution=256',
+         'datasets/imagenet512 ILSVRC2012/train --transform=center-crop \\',
+         '    --resize-filter=area --resolution=512 --min-side=400 --format=png'])
     command.add_flag('shuffle', bool, 'Shuffle the images (seed 123)', default=True)
     _add_image_flags(command)
 

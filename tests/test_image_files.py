@@ -226,7 +226,22 @@ class TransformTest(Base):
         results = {name: load_image(encode(pixels), options=ImageOptions(width=8, resize_filter=name))
                    for name in image_files.RESIZE_FILTERS}
         self.assertAllClose(results['box'], pixels.reshape(8, 4, 8, 4, 3).mean(axis=(1, 3)), rtol=0, atol=1)
+        self.assertAllClose(results['area'], results['box'], rtol=0, atol=1)    # Where no pixel is divided.
+        del results['area']
         self.assertLen({result.tobytes() for result in results.values()}, 5)
+
+    def test_area_divides_pixels(self):
+        for size, (width, height) in [((37, 50), (16, 16)), ((13, 20), (32, 7)), ((16, 16), (24, 40))]:
+            pixels = noise(*size)
+            result = image_files.resize_area(pixels, (width, height))
+            expected = tf.image.resize(pixels, [height, width], 'area').numpy()
+            self.assertEqual(result.shape, (height, width, 3))
+            self.assertAllClose(result, expected, rtol=0, atol=0.51)
+        rgba = np.zeros([3, 3, 4], np.uint8)
+        rgba[:, 0] = [200, 100, 50, 255]
+        rgba[:, 1:] = [0, 255, 0, 0]        # Green that nobody sees.
+        small = image_files.resize_area(rgba, (2, 2))
+        self.assertAllEqual(small[0], [[200, 100, 50, 170], [0, 0, 0, 0]])
 
     def test_transparent_colour_does_not_bleed(self):
         pixels = np.zeros([8, 8, 4], np.uint8)

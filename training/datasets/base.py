@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError
+from training.datasets.labels import count_labels, expand_classes, label_chunks, split_labels
+from training.datasets.labels import one_hot as one_hot
 from training.datasets.prefetch import Prefetcher
 
 EMBEDDED_NAME = 'pixelart32'    # The data set that comes with the project.
@@ -38,17 +40,6 @@ def reduce_images(images: np.ndarray, levels: int) -> np.ndarray:
         values = values[:, 0::2] + values[:, 1::2]
         values = (values[:, :, 0::2] + values[:, :, 1::2]) * 0.25
     return np.rint(values).astype(np.uint8)
-
-
-def one_hot(classes: np.ndarray, where: str, num_classes: int | None = None) -> np.ndarray:
-    """int [N] → float32 [N, num_classes or largest class + 1]. Errors: UserError, naming `where`."""
-    limit = num_classes or max(len(classes), 10000)     # More classes than images is no classification.
-    if classes.dtype.kind not in 'iu' or classes.min() < 0 or classes.max() >= limit:
-        raise UserError(f'{where} is {classes.dtype} from {classes.min()} to {classes.max()}; expected '
-                        f'integers from 0 to at most {limit - 1}, or one-hot floats.')
-    labels = np.zeros([len(classes), num_classes or int(classes.max()) + 1], np.float32)
-    labels[np.arange(len(classes)), classes] = 1
-    return labels
 
 
 def check_max_label_size(value: Any) -> int | str:
@@ -103,7 +94,8 @@ class Dataset:
         name: Name shown to users and used in run directories.
         shape: [channels, height, width], the official order.
         num_images: Number of images.
-        labels: float32 [num_images, components], or None.
+        labels: float32 [num_images, components]; or classes, integers [num_images] below num_classes; or
+            None. One-hot rows are kept as classes.
         label_names: One name per component, or None for '0', '1', ...
         max_label_size: 0 = no labels, 'full' = all components, 'auto' = all if there are any, n = the first
             n components.
@@ -111,6 +103,11 @@ class Dataset:
         how_to_label: Advice for the user who asked for labels where there are none.
         label_sampling: 'data' or 'uniform', see `label_table`.
         skip_bad: Put another image in the place of one that cannot be read.
+        num_classes: Of labels that are classes; None: the largest + 1.
+
+    Attributes:
+        class_indices: int32 [num_images], where labels are one-hot: their classes; else None.
+        num_classes: label_size where labels are one-hot, else 0.
 
     Errors: UserError for labels that are missing or do not fit the images.
     """
@@ -127,6 +124,7 @@ class Dataset:
         how_to_label: str = 'Train without labels.',
         label_sampling: str = 'data',
         skip_bad: bool = False,
+        num_classes: int | None = None,
     ) -> None:
         max_label_size = check_max_label_size(max_label_size)
         if label_sampling not in LABEL_SAMPLING:
@@ -134,13 +132,15 @@ class Dataset:
                             f'{label_sampling!r}')
         if max_label_size == 'auto':
             max_label_size = 0 if labels is None else 'full'
-        if max_label_size and (labels is None or labels.shape[1] == 0):
+        if labels is not None and labels.ndim == 1:
+            size = num_classes or int(labels.max(initial=-1)) + 1
+        else:
+            size = 0 if labels is None else labels.shape[1]
+        if max_label_size and not size:
             raise UserError(f'data set {name}: labels were asked for (max_label_size={max_label_size!r}), '
                             f'but there are none. {how_to_label}')
-        if labels is None or not max_label_size:
-            labels = np.zeros([num_images, 0], np.float32)
-        if max_label_size and max_label_size != 'full':
-            labels = labels[:, :max_label_size]
+        if max_label_size != 'full':
+            size = min(size, max_label_size)
         self.name = name
         self.path = name            # Where it lies; `load_dataset` knows.
         self.shape = [int(size) for size in shape]
@@ -149,8 +149,9 @@ class Dataset:
         self.num_images = int(num_images)
         self.dynamic_range = [0, 255]
         self.dtype = 'uint8'
-        self.labels = np.ascontiguousarray(labels, np.float32)
-        self.label_size = self.labels.shape[1]
+        self.label_size = size
+        self.class_indices, self._dense_labels = split_labels(labels, size)
+        self.num_classes = 0 if self.class_indices is None else size
         self.label_dtype = 'float32'
         self.label_names = [str(i) for i in range(self.label_size)]
         if label_names is not None:
@@ -200,11 +201,11 @@ class Dataset:
             raise ValueError(f'lod must be in [0, {self.resolution_log2}]; received {lod}')
         if not indices.size:
             size = self.resolution >> lod
-            return np.zeros([0, size, size, self.shape[0]], np.uint8), self.labels[indices]
+            return np.zeros([0, size, size, self.shape[0]], np.uint8), self.label_rows(indices)
         if not self.skip_bad:
-            return self._read_images(indices, int(lod)), self.labels[indices]
+            return self._read_images(indices, int(lod)), self.label_rows(indices)
         images, indices = self._read_good(indices, int(lod), replacement)
-        return images, self.labels[indices]
+        return images, self.label_rows(indices)
 
     def _read_good(self, indices: np.ndarray, lod: int, replacement: Callable[[int, int], int]):
         """Images without the bad ones, and the indices that they have.
@@ -252,15 +253,41 @@ class Dataset:
         elif count in (100, 1000, 10000, 100000):
             print(f'Warning: {count} bad images of data set {self.name} were left out so far.')
 
+    def _kept_labels(self) -> np.ndarray | None:
+        """Classes [N], or rows [N, label_size] where they are not one-hot, or None."""
+        return self._dense_labels if self.class_indices is None else self.class_indices
+
+    def label_rows(self, indices: np.ndarray) -> np.ndarray:
+        """Labels of the images at some indices: float32 [n, label_size]."""
+        if self.class_indices is None:
+            return np.zeros([len(indices), 0], np.float32) if self._dense_labels is None else \
+                self._dense_labels[indices]
+        return expand_classes(self.class_indices[indices], self.label_size)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all images, float32 [num_images, label_size]. Where they are one-hot, this array is made
+        in every call, and may be large; see `class_indices` and `label_rows`."""
+        return self.label_rows(np.arange(self.num_images))
+
     @functools.cached_property
+    def label_classes(self) -> np.ndarray | None:
+        """The rows of `label_table` as classes, int32 [rows]; None where labels are not one-hot."""
+        if self.class_indices is None or self.label_sampling == 'data':
+            return self.class_indices
+        return np.unique(self.class_indices)[::-1].copy()       # Rows in the order that np.unique gives them.
+
+    @property
     def label_table(self) -> np.ndarray:
         """Labels that a generator draws from, each row as likely as any other.
 
         With label_sampling 'data', those of all images: classes are as frequent as in the data, as
         officially. With 'uniform', every label that occurs stands there once.
 
-        Returns: float32 [rows, label_size].
+        Returns: float32 [rows, label_size], made in every call, see `label_classes`.
         """
+        if self.label_classes is not None:
+            return expand_classes(self.label_classes, self.label_size)
         if self.label_sampling == 'data' or not self.label_size:
             return self.labels
         return np.unique(self.labels, axis=0)
@@ -269,15 +296,17 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hash of the content that does not depend on paths or file formats: the number of images, their
         shape, all labels in use and 16 images. Two data sets that differ elsewhere only share it."""
-        digest = hashlib.sha256(repr((self.num_images, self.shape, self.labels.shape)).encode())
-        digest.update(self.labels.tobytes())
+        known = self.num_images, self.shape, (self.num_images, self.label_size)
+        digest = hashlib.sha256(repr(known).encode())
+        for rows in label_chunks(self._kept_labels(), self.label_size, self.num_images):
+            digest.update(rows.tobytes())
         sample = np.unique(np.linspace(0, self.num_images - 1, 16).astype(np.int64))
         digest.update(self.read(sample)[0].tobytes())
         return digest.hexdigest()
 
     def class_counts(self) -> dict[str, int]:
         """Number of images of each label component, by its name. Empty without labels."""
-        counts = np.count_nonzero(self.labels > 0, axis=0)
+        counts = count_labels(self._kept_labels(), self.label_size)
         return {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
 
     def get_random_labels_np(self, n: int, random_state: np.random.RandomState | None = None) -> np.ndarray:
@@ -285,7 +314,7 @@ class Dataset:
         if not self.label_size:
             return np.zeros([n, 0], np.float32)
         random_state = self._random if random_state is None else random_state
-        return self.labels[random_state.randint(self.num_images, size=n)]
+        return self.label_rows(random_state.randint(self.num_images, size=n))
 
     def get_minibatch_np(self, minibatch_size: int, lod: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The next minibatch in the order of `self.seed`, as in the official class.

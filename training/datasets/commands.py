@@ -17,6 +17,7 @@ from dnnlib import startup
 from dnnlib.util import UserError, atomic_write
 from training import misc
 from training.datasets.conversion import Options, convert
+from training.datasets.labels import LABEL_CHUNK
 from training.datasets.record_file import RecordFile
 from training.datasets.validation import check_folder, check_records, record_files, stored_picture
 from training.datasets.worker_pool import Progress, default_workers
@@ -41,13 +42,11 @@ def _batches(dataset: Any) -> Iterator[np.ndarray]:
         yield np.arange(begin, min(begin + size, len(dataset)))
 
 
-def class_labels(labels: np.ndarray) -> list | None:
-    """Labels [N, components] as a label file has them: classes where they are one-hot, else lists."""
-    if not labels.shape[1]:
+def class_labels(dataset: Any) -> list | None:
+    """Labels of all images as a label file has them: classes where they are one-hot, else lists."""
+    if not dataset.label_size:
         return None
-    if np.isin(labels, [0, 1]).all() and (labels.sum(axis=1) == 1).all():
-        return labels.argmax(axis=1).tolist()
-    return labels.tolist()
+    return (dataset.labels if dataset.class_indices is None else dataset.class_indices).tolist()
 
 
 # display
@@ -120,7 +119,7 @@ def info(tfrecord_dir: str, histogram: bool = False) -> None:
         if os.path.exists(tfrecord_dir):
             rows['on disk'] = _bytes_text(_disk_size(tfrecord_dir))
         for key in ('format', 'quality', 'levels', 'shards', 'shuffle_seed', 'transform', 'resize_filter',
-                    'source', 'fingerprint'):
+                    'min_side', 'too_small', 'source', 'fingerprint'):
             if record.get(key) is not None:
                 rows[key.replace('_', ' ')] = record[key]
         if record.get('skipped'):
@@ -246,7 +245,9 @@ def compare(tfrecord_dir_a: str, tfrecord_dir_b: str, ignore_labels: bool = Fals
         if labels:
             same_labels = np.zeros(count, bool)
             if a.label_size == b.label_size:
-                same_labels = (a.labels[:count] == b.labels[:count]).all(axis=1)
+                for begin in range(0, count, LABEL_CHUNK):
+                    rows = np.arange(begin, min(begin + LABEL_CHUNK, count))
+                    same_labels[rows] = (a.label_rows(rows) == b.label_rows(rows)).all(axis=1)
             print(f'Identical labels: {same_labels.sum()} / {max(len(a), len(b))}')
             same = same and same_labels.all()
         return 0 if same else 1
@@ -273,7 +274,7 @@ def _export(path: str, output: str, keep_encoding: bool) -> None:
     with contextlib.closing(dataset), _new_folder_or_zip(output) as write:
         pictures = _stored_pictures(path) if keep_encoding else None
         names = []
-        labels = class_labels(dataset.labels)
+        labels = class_labels(dataset)
         with Progress(len(dataset), what='Writing') as progress, \
                 concurrent.futures.ThreadPoolExecutor(default_workers()) as threads:
             for indices in _batches(dataset):
@@ -359,7 +360,9 @@ class DatasetSource:
         self.name = dataset.name
         self.shuffled = False
         self.description = f'data set {path}'
-        self.labels = dataset.labels if dataset.label_size else None
+        self.labels = None
+        if dataset.label_size:
+            self.labels = dataset.labels if dataset.class_indices is None else dataset.class_indices
         self.label_names = dataset.label_names if dataset.label_size else None
         self._count = len(dataset)
 

@@ -22,8 +22,9 @@ import tqdm
 
 from dnnlib.util import UserError, atomic_write, format_time
 from training.datasets import worker_pool
-from training.datasets.base import check_image_size, one_hot
+from training.datasets.base import check_image_size
 from training.datasets.image_files import LeftOutError
+from training.datasets.labels import check_classes, count_labels, find_classes, label_chunks
 from training.datasets.workspace import Workspace, check_target, target_folder
 from training.datasets.writer import (
     FORMATS,
@@ -38,6 +39,7 @@ from training.datasets.writer import (
 )
 
 SAVE_SECONDS = 15               # Between two savings of the state: what a sudden end costs at most.
+MAX_DENSE_LABELS = 256 << 20    # Of the file of one-hot labels as rows; a larger one would hold classes.
 _TASK_BYTES = 4 << 20           # Pixels that a worker handles at a time.
 _WORKER_BYTES = 8 << 20         # Pixels that are worth a worker process, unless their number is given.
 _CHECKED_AGAIN = 8              # Finished images that are made again before an unfinished conversion goes on.
@@ -186,7 +188,7 @@ class _Conversion:
             raise UserError(f'--shards must be from 1 to the number of images, {len(self._order)}; '
                             f'received {options.shards}')
         self._check_problems()
-        self._labels = self._all_labels()
+        self._labels, self._label_size = self._all_labels()
         self._shape, self._first = self._first_image()
         self._top = self._shape[1].bit_length() - 1
         single = options.format != 'raw' if options.single_resolution is None else options.single_resolution
@@ -205,19 +207,22 @@ class _Conversion:
             raise UserError(f'{problems[bad[0]]} {len(bad)} of {len(self._source)} images cannot be used; '
                             '--skip-bad leaves them out.')
 
-    def _all_labels(self) -> np.ndarray | None:
-        """float32 [N, components] in the order of the source."""
+    def _all_labels(self) -> tuple[np.ndarray | None, int]:
+        """Classes int32 [N] where labels are one-hot, else float32 [N, components], in the order of the
+        source; and the number of components."""
         labels = self._source.labels
         if labels is None:
-            return None
+            return None, 0
         labels = np.asarray(labels)
         if len(labels) != len(self._source):
             raise UserError(f'{self._source.description}: {len(labels)} labels for '
                             f'{len(self._source)} images.')
         if labels.ndim == 1:
             names = self._source.label_names
-            return one_hot(labels, f'{self._source.description}: the labels', len(names) if names else None)
-        return np.ascontiguousarray(labels, np.float32)
+            return check_classes(labels, f'{self._source.description}: the labels',
+                                 len(names) if names else None)
+        classes = find_classes(labels)
+        return np.ascontiguousarray(labels, np.float32) if classes is None else classes, labels.shape[1]
 
     def _first_image(self) -> tuple[list[int], str]:
         """Shape [C, H, W] and name of the first image, which decides; of the first good one with skip_bad."""
@@ -235,7 +240,12 @@ class _Conversion:
 
     def _job(self) -> dict:
         """What must not change between an interrupted conversion and the one that goes on."""
-        labels = None if self._labels is None else hashlib.sha256(self._labels.tobytes()).hexdigest()
+        labels = None
+        if self._labels is not None:
+            digest = hashlib.sha256()
+            for rows in label_chunks(self._labels, self._label_size, len(self._labels)):
+                digest.update(rows.tobytes())
+            labels = digest.hexdigest()
         options = self._options
         encoder = {'quality': options.quality} if options.format == 'jpeg' else {}
         if options.format != 'raw':
@@ -422,7 +432,7 @@ class _Conversion:
             keep = np.ones(len(self._order), bool)
             keep[[position for position, _, _ in self._skipped]] = False
             labels = np.ascontiguousarray(labels[self._order[keep]])
-            self._save_array(f'{self._name}-rxx.labels', labels)
+            self._save_labels(f'{self._name}-rxx.labels', labels)
         info = self._info(labels, len(shards) // len(self._levels))
         with atomic_write(os.path.join(self._workspace.data, 'dataset.json'), 'w') as file:
             json.dump(info, file, indent=1)
@@ -444,6 +454,12 @@ class _Conversion:
                     os.rename(self._workspace.file(name), self._workspace.file(final[name]))
         return final
 
+    def _save_labels(self, name: str, labels: np.ndarray) -> None:
+        """The official array of rows float32 [N, components], or, where that is too large, of classes."""
+        if labels.ndim == 1 and 4 * len(labels) * self._label_size <= MAX_DENSE_LABELS:
+            labels = np.concatenate(list(label_chunks(labels, self._label_size, len(labels))))
+        self._save_array(name, labels)
+
     def _save_array(self, name: str, array: np.ndarray) -> None:
         with atomic_write(os.path.join(self._workspace.data, name), 'wb') as file:
             np.save(file, array)
@@ -452,7 +468,7 @@ class _Conversion:
         names = getattr(self._source, 'label_names', None)
         counts = None
         if labels is not None:
-            numbers = np.count_nonzero(labels > 0, axis=0).tolist()
+            numbers = count_labels(labels, self._label_size).tolist()
             names = names if names is not None and len(names) == len(numbers) else None
             counts = dict(zip(names or map(str, range(len(numbers))), numbers, strict=True))
         return {
@@ -464,14 +480,15 @@ class _Conversion:
             'quality': self._options.quality if self._options.format == 'jpeg' else None,
             'levels': sorted(self._levels),
             'shards': shards,
-            'label_size': 0 if labels is None else labels.shape[1],
+            'label_size': self._label_size,
             'label_names': None if names is None else [str(name) for name in names],
             'class_counts': counts,
             'shuffle_seed': self._options.shuffle_seed,
             **self._recipe,
             'source': self._source.description,
             'skipped': [entry[1:] for entry in self._skipped],
-            'fingerprint': fingerprint(self._shape, labels, self._workspace.read('digests')),
+            'fingerprint': fingerprint(self._shape, labels, self._workspace.read('digests'),
+                                       self._label_size),
         }
 
 

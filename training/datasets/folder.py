@@ -10,11 +10,11 @@ from training.datasets.base import (
     check_image_size,
     check_max_label_size,
     check_resolution,
-    one_hot,
     reduce_images,
 )
 from training.datasets.image_files import ImageOptions
 from training.datasets.image_folder import image_folder, read_labels
+from training.datasets.labels import check_classes
 from training.datasets.npz import limit_images, name_of
 from training.datasets.prefetch import map_in_threads
 
@@ -63,11 +63,12 @@ class ImageFolderDataset(Dataset):
         if max_label_size and labels is None and any('/' in name for name in names):
             if any('/' not in name for name in names):
                 read_labels(self._source.store, 'folders')      # Says which image is not in a subfolder.
+        num_classes = None
         if labels is not None:
             labels = labels[self._items]
             if labels.ndim == 1:
                 names = self._source.label_names
-                labels = one_hot(labels, path, None if names is None else len(names))
+                labels, num_classes = check_classes(labels, path, None if names is None else len(names))
         count = len(self._items)
         super().__init__(
             name_of(path), [channels, size, size], count, labels, self._source.label_names, max_label_size,
@@ -75,7 +76,7 @@ class ImageFolderDataset(Dataset):
             how_to_label='Sort all images into one subfolder per class (two or more), add a file '
                          'dataset.json with {"labels": [["image.png", 0], ...]} or labels.csv with lines '
                          '`image.png,0`, or train without labels.',
-            label_sampling=label_sampling, skip_bad=skip_bad)
+            label_sampling=label_sampling, skip_bad=skip_bad, num_classes=num_classes)
         self._cached = np.zeros(count, bool)
         shape = [count, size, size, channels]
         self._cache = np.empty(shape, np.uint8) if np.prod(shape) <= _CACHE_BYTES else None

@@ -15,7 +15,7 @@ from dnnlib.util import UserError, gfile, is_remote_path
 
 IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 TRANSFORMS = ('none', 'center-crop', 'center-crop-wide', 'pad')
-RESIZE_FILTERS = ('box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
+RESIZE_FILTERS = ('area', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 MAX_PIXELS = 178_956_970    # Of one image; Pillow's own limit. More is taken for a decompression bomb.
 
 # The others that Pillow knows are never tried: one of them starts a program (Ghostscript). JPEG includes MPO.
@@ -40,7 +40,9 @@ class ImageOptions(NamedTuple):
     transform: str = 'none'         # One of TRANSFORMS.
     width: int | None = None        # Size of the result in pixels; None: as the transform leaves it.
     height: int | None = None       # None: equal to width (3/4 of it for center-crop-wide).
-    resize_filter: str = 'lanczos'  # One of RESIZE_FILTERS; 'box' is the area average.
+    resize_filter: str = 'lanczos'  # One of RESIZE_FILTERS; 'area' is the average of the area that a pixel
+                                    # covers, 'box' that of the whole pixels in it.
+    min_side: int | None = None     # Images with a shorter side than that are left out.
 
 
 class LeftOutError(UserError):
@@ -309,6 +311,8 @@ def check_options(options: ImageOptions) -> None:
     for key, value in [('width', options.width), ('height', options.height)]:
         if value is not None and not 1 <= value <= 65536:
             raise UserError(f'{key} must be from 1 to 65536 pixels; received {value!r}')
+    if options.min_side is not None and not 1 <= options.min_side <= 65536:
+        raise UserError(f'min_side must be from 1 to 65536 pixels; received {options.min_side!r}')
     if options.height is not None and options.width is None:
         raise UserError(f'height={options.height} was given without width; give both.')
     colour = options.background
@@ -431,7 +435,34 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], resize_filter: str) -> np
     """uint8 [H, W, C] → [height, width, C] of `size`; colours of RGBA are weighted by their alpha."""
     if pixels.shape[1::-1] == tuple(size):
         return pixels
+    if resize_filter == 'area':
+        return resize_area(pixels, size)
     flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
     image = PIL.Image.fromarray(np.ascontiguousarray(flat))
     resized = np.asarray(image.resize(tuple(size), PIL.Image.Resampling[resize_filter.upper()]))
     return resized.reshape(*resized.shape[:2], -1)
+
+
+def resize_area(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, C] → [height, width, C] of `size` (width, height): each pixel is the average of the area
+    that it covers, parts of pixels included, as of tf.image.resize with method 'area'. Colours of RGBA are
+    weighted by their alpha."""
+    rows, columns = (_coverage(old, new) for old, new in zip(pixels.shape[:2], size[::-1], strict=True))
+    values = pixels.astype(np.float32)
+    alpha = values[:, :, 3:].copy() if values.shape[2] == 4 else None
+    if alpha is not None:
+        values[:, :, :3] *= alpha / 255
+    values = np.tensordot(columns, np.tensordot(rows, values, 1), (1, 1)).swapaxes(0, 1)
+    if alpha is not None:
+        values[:, :, :3] /= np.maximum(values[:, :, 3:] / 255, 1e-6)
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _coverage(old: int, new: int) -> np.ndarray:
+    """float32 [new, old]: the share of each of `old` pixels of a line in each of `new`; rows sum to 1."""
+    edges = np.arange(new + 1) * old / new
+    left, right = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(old)
+    overlap = np.clip(np.minimum(right, pixel + 1) - np.maximum(left, pixel), 0, None)
+    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)

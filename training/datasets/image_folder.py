@@ -18,7 +18,14 @@ from dnnlib.util import UserError, gfile, is_remote_path
 from training.datasets import image_files
 from training.datasets.archive_base import Source
 from training.datasets.base import resize_flags
-from training.datasets.image_files import IMAGE_EXTENSIONS, ImageHeader, ImageOptions, load_image, read_header
+from training.datasets.image_files import (
+    IMAGE_EXTENSIONS,
+    ImageHeader,
+    ImageOptions,
+    LeftOutError,
+    load_image,
+    read_header,
+)
 
 _MAX_FILE = 1 << 30         # Bytes of one image or label file in a zip.
 _HEADER_BYTES = (1 << 12, 1 << 16)  # Of a file in a zip, tried in turn: mostly enough for size and mode.
@@ -315,6 +322,8 @@ class ImageFolderSource(Source):
         self._options = options
         self._scan()
         steps = [f'{len(self.store)} images']
+        if options.min_side:
+            steps.append(f'shorter side from {options.min_side}')
         if options.transform != 'none':
             steps.append(options.transform)
         if options.width:
@@ -337,6 +346,10 @@ class ImageFolderSource(Source):
             location = self.store.location(name)
             try:
                 header = self._header(name, location)
+                least = self._options.min_side
+                if least and min(header.size) < least:
+                    raise LeftOutError(f'{location} has {header.size[0]}x{header.size[1]} pixels; expected a '
+                                       f'shorter side of at least {least}.')
                 size = image_files.transformed_size(header.size, location, self._options)
                 headers.append(header._replace(size=size))
             except UserError as error:
@@ -357,14 +370,15 @@ class ImageFolderSource(Source):
 
     def _scan(self) -> None:
         """Finds the shape of all results by the headers, and what does not fit."""
-        names = self.store.names
-        parts = [names[begin:begin + _SCAN_NAMES] for begin in range(0, len(names), _SCAN_NAMES)]
+        parts = [self.store.names[begin:begin + _SCAN_NAMES]
+                 for begin in range(0, len(self.store), _SCAN_NAMES)]
         headers = []
         with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool, \
-                tqdm.tqdm(total=len(names), desc='Checking images', delay=2, unit=' images') as bar:
+                tqdm.tqdm(total=len(self.store), desc='Checking images', delay=2, unit=' images') as bar:
             for found in pool.map(self._headers, parts):
                 headers += found
                 bar.update(len(found))
+        headers = self._drop_small(headers)
         good = [i for i, header in enumerate(headers) if not isinstance(header, UserError)]
         self.problems = {i: str(header) for i, header in enumerate(headers) if isinstance(header, UserError)}
         if not good:
@@ -389,6 +403,20 @@ class ImageFolderSource(Source):
                     self.read(i)
                 except UserError as error:
                     self.problems[i] = str(error)
+
+    def _drop_small(self, headers: list[ImageHeader | UserError]) -> list[ImageHeader | UserError]:
+        """Takes the images that are smaller than options.min_side out of the source."""
+        keep = [i for i, header in enumerate(headers) if not isinstance(header, LeftOutError)]
+        self.too_small = len(headers) - len(keep)
+        if not keep:
+            raise UserError(f'{self.store.path}: all {len(headers)} images have a shorter side of less than '
+                            f'{self._options.min_side} pixels; give a smaller --min-side.')
+        if self.too_small:
+            print(f'{self.store.path}: {self.too_small} of {len(headers)} images are left out, whose shorter '
+                  f'side is below {self._options.min_side} pixels.', file=sys.stderr)
+            self.store.names = [self.store.names[i] for i in keep]
+            self.labels = self.labels if self.labels is None else self.labels[keep]
+        return [headers[i] for i in keep]
 
     def _find_same_names(self) -> None:
         """Two names that differ only in case are one file on other systems, and mostly a mistake."""
@@ -430,7 +458,8 @@ def image_folder(
 ) -> ImageFolderSource:
     """The images of a folder or zip. With options.channels None: 1 if all images are gray, else 3.
 
-    Opening reads the header of each file. What does not fit is in `problems`, by index.
+    Opening reads the header of each file. What does not fit is in `problems`, by index; how many were left
+    out for options.min_side is in `too_small`.
 
     Args:
         path: Folder or zip.

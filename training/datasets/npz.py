@@ -14,9 +14,9 @@ from training.datasets.base import (
     check_image_size,
     check_max_label_size,
     check_resolution,
-    one_hot,
     reduce_images,
 )
+from training.datasets.labels import check_classes
 
 
 def read_bytes(path: str) -> bytes:
@@ -39,8 +39,8 @@ def limit_images(available: int, max_images: int | None) -> int:
 
 
 def check_label_rows(labels: np.ndarray, num_images: int, label_path: str, image_path: str) -> None:
-    """Errors: UserError unless there is one row of labels for each image."""
-    if labels.ndim != 2 or len(labels) != num_images:
+    """Errors: UserError unless there is one class, or row of labels, for each image."""
+    if labels.ndim not in (1, 2) or len(labels) != num_images:
         raise UserError(f'{label_path} holds labels of shape {list(labels.shape)}, but {image_path} holds '
                         f'{num_images} images; expected [{num_images}, components]. One of the two is cut '
                         'off or from another data set.')
@@ -71,6 +71,7 @@ class NpzDataset(Dataset):
         label_sampling: str = 'data',
     ) -> None:
         self.path = path
+        self._num_classes = None        # Where labels are classes.
         check_max_label_size(max_label_size)
         try:
             source = io.BytesIO(read_bytes(path)) if is_remote_path(path) else path
@@ -95,7 +96,8 @@ class NpzDataset(Dataset):
         super().__init__(
             name_of(path), [images.shape[3], *self._images.shape[1:3]], count,
             None if labels is None else labels[:count], label_names, max_label_size, seed,
-            how_to_label=f'For {path}: {how}, or train without labels.', label_sampling=label_sampling)
+            how_to_label=f'For {path}: {how}, or train without labels.', label_sampling=label_sampling,
+            num_classes=self._num_classes)
 
     def _load_images(self, file: Any) -> np.ndarray:
         if 'images' not in file.files:
@@ -125,10 +127,10 @@ class NpzDataset(Dataset):
             labels = file['labels']
         else:
             return None, None
-        if labels.ndim == 1 and len(labels) == count:
-            labels = one_hot(labels, where, None if names is None else len(names))
         check_label_rows(labels, count, where, self.path)
-        return labels.astype(np.float32), names
+        if labels.ndim == 1:
+            labels, self._num_classes = check_classes(labels, where, None if names is None else len(names))
+        return labels, names
 
     def _read_images(self, indices: np.ndarray, lod: int) -> np.ndarray:
         return reduce_images(self._images[indices], lod)

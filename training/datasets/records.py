@@ -11,6 +11,7 @@ import numpy as np
 
 from dnnlib.util import UserError, gfile, is_remote_path
 from training.datasets.base import Dataset, check_resolution, reduce_images
+from training.datasets.labels import check_classes
 from training.datasets.npz import check_label_rows, limit_images, name_of, read_bytes
 from training.datasets.tfrecord import ImageRecords
 
@@ -29,7 +30,8 @@ class TFRecordDataset(Dataset):
     Args:
         tfrecord_dir: The folder.
         resolution: Level to read; None for the largest.
-        label_file: NumPy file float32 [N, components]; None for the *.labels file of the folder.
+        label_file: NumPy file, float32 [N, components] or classes int32 [N]; None for the *.labels
+            file of the folder.
         max_label_size, max_images, seed, label_sampling, skip_bad: See `load_dataset`.
         verify: Checking of the images' checksums, see `record_file.RecordFile`.
 
@@ -62,9 +64,9 @@ class TFRecordDataset(Dataset):
                 size, max(self._levels), f'{tfrecord_dir} with the levels {there}'))
         main = self._levels[size]
         count = self._check_counts(main, skip_bad)
-        labels = label_names = None
+        labels = label_names = num_classes = None
         if max_label_size or not skip_bad:
-            labels = self._load_labels(names, label_file, main, skip_bad)
+            labels, num_classes = self._load_labels(names, label_file, main, skip_bad)
             label_names = self.description.get('label_names')
         count = limit_images(count, max_images)
         super().__init__(
@@ -72,7 +74,7 @@ class TFRecordDataset(Dataset):
             max_label_size, seed,
             how_to_label=f'Put a *.labels file (NumPy float32 array of {len(main)} rows) into '
                          f'{tfrecord_dir}, or train without labels.',
-            label_sampling=label_sampling, skip_bad=skip_bad)
+            label_sampling=label_sampling, skip_bad=skip_bad, num_classes=num_classes)
 
     def _open_levels(self, names: list[str], verify: bool | str, skip_bad: bool) -> dict[int, ImageRecords]:
         """The levels by their resolution."""
@@ -170,14 +172,16 @@ class TFRecordDataset(Dataset):
         return min(counts.values())
 
     def _load_labels(self, names: list[str], label_file: str | None, main: ImageRecords,
-                     skip_bad: bool) -> np.ndarray | None:
-        if label_file is None:
+                     skip_bad: bool) -> tuple[np.ndarray | None, int | None]:
+        """Rows float32 [N, components], or classes int32 [N] and their number."""
+        own = label_file is None
+        if own:
             found = [name for name in fnmatch.filter(names, '*.labels') if not name.startswith('.')]
             if not found:
                 if self.description.get('label_size'):
                     raise UserError(f'{self.tfrecord_dir} lacks the .labels file that its {DESCRIPTION} '
                                     'tells of. Copy the data set again.')
-                return None
+                return None, None
             if len(found) > 1:
                 raise UserError(f'{self.tfrecord_dir} holds several label files ({", ".join(found)}); '
                                 'choose one with label_file.')
@@ -185,17 +189,23 @@ class TFRecordDataset(Dataset):
         is_path = is_remote_path(label_file) or os.path.exists(label_file)
         path = label_file if is_path else os.path.join(self.tfrecord_dir, label_file)
         try:
-            labels = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-            labels = labels.astype(np.float32)
+            # Rows of very many images are read, and become classes, part by part.
+            labels = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) if is_remote_path(path) else \
+                np.load(path, mmap_mode='r', allow_pickle=False)
+            if labels.dtype.kind not in 'fiub':
+                raise ValueError(f'it holds {labels.dtype}')
         except FileNotFoundError:
             raise UserError(f'there is no file of labels {label_file}, neither here nor in '
                             f'{self.tfrecord_dir}; check the path.') from None
         except (ValueError, EOFError, AttributeError) as error:
             raise UserError(f'{path} is not a NumPy array file of numbers: {error}') from error
         # An incomplete file of images has more labels than it needs.
-        if not (skip_bad and labels.ndim == 2 and len(labels) >= len(main)):
+        if not (skip_bad and labels.ndim in (1, 2) and len(labels) >= len(main)):
             check_label_rows(labels, len(main), path, main.path)
-        return labels
+        if labels.ndim == 2:
+            return labels, None
+        known = self.description.get('label_size') if own else None
+        return check_classes(labels, path, known or None)
 
     def close(self) -> None:
         """Releases open files."""

@@ -11,6 +11,7 @@ import numpy as np
 from dnnlib import startup
 from dnnlib.util import UserError
 from training.datasets.base import reduce_images
+from training.datasets.labels import check_classes
 from training.datasets.record_file import INDEX_SUFFIX, RecordFile
 from training.datasets.tfrecord import ImageRecords
 from training.datasets.worker_pool import Progress, default_workers, ordered_map
@@ -236,9 +237,14 @@ def _check_labels(folder: str, count: int) -> tuple[np.ndarray | None, list[str]
             labels = np.load(io.BytesIO(file.read()), allow_pickle=False)
     except (ValueError, EOFError) as error:
         return None, [f'{path} is not a NumPy array file of numbers: {error}']
+    if labels.dtype.kind in 'iu' and labels.shape == (count,):
+        try:
+            return check_classes(labels, path)[0], []
+        except UserError as error:
+            return None, [str(error)]
     if labels.dtype.kind not in 'fiu' or labels.ndim != 2 or len(labels) != count:
         return None, [f'{path} is {labels.dtype} {list(labels.shape)}; expected float32 [{count}, '
-                      'components]']
+                      f'components], or classes int32 [{count}]']
     labels = labels.astype(np.float32)
     if not np.isfinite(labels).all():
         return labels, [f'{path}: row {int(np.argmin(np.isfinite(labels).all(axis=1)))} is not finite']
@@ -273,16 +279,20 @@ def _check_images(folder: str, levels: list[_Level]) -> tuple[list[str], bytes, 
 def _check_info(folder: str, record: dict, levels: list[_Level], labels: np.ndarray | None,
                 digests: bytes) -> list[str]:
     top = levels[0]
+    label_size = 0 if labels is None else labels.shape[-1]
+    if labels is not None and labels.ndim == 1:
+        least = int(labels.max()) + 1
+        label_size = max(record['label_size'], least) if isinstance(record.get('label_size'), int) else least
     actual: dict[str, Any] = {
         'num_images': top.count,
         'shape': top.shape,
         'format': top.encoding or 'raw',
         'levels': sorted(level.shape[1].bit_length() - 1 for level in levels),
         'shards': len(top.paths),
-        'label_size': 0 if labels is None else labels.shape[1],
+        'label_size': label_size,
     }
     if digests:
-        actual['fingerprint'] = fingerprint(top.shape, labels, digests)
+        actual['fingerprint'] = fingerprint(top.shape, labels, digests, label_size)
     return [f'{folder}/dataset.json: {key} is {record[key]}, found {value}'
             for key, value in actual.items() if key in record and record[key] != value]
 

@@ -16,6 +16,7 @@ import PIL.Image
 
 from dnnlib.util import UserError
 from training.datasets.crc32c import crc32c, masked_crc32c
+from training.datasets.labels import label_chunks
 from training.datasets.record_file import FOOTER_BYTES, HEADER_BYTES
 
 FORMATS = ('raw', 'png', 'jpeg')
@@ -202,17 +203,21 @@ def _raw_frame(shape: tuple[int, int, int]) -> tuple[bytes, bytes]:
     return example[:len(example) - after - count], example[len(example) - after:]
 
 
-def fingerprint(shape: Sequence[int], labels: np.ndarray | None, digests: bytes) -> str:
+def fingerprint(shape: Sequence[int], labels: np.ndarray | None, digests: bytes,
+                label_size: int | None = None) -> str:
     """Identifies the content of a data set, whatever its name, shards or, but for JPEG, its format.
 
     Args:
         shape: [C, H, W] of the largest level.
-        labels: float32 [N, components], or None.
+        labels: Classes [N] or rows float32 [N, label_size], or None.
         digests: The SHA-256 of all images in order, see `encode_level`: 32 bytes each.
+        label_size: Components of a label; None: as many as the rows have.
     """
-    if labels is None:
-        labels = np.zeros([len(digests) // 32, 0], np.float32)
-    digest = hashlib.sha256(repr(([int(size) for size in shape], list(labels.shape))).encode())
-    digest.update(np.ascontiguousarray(labels, '<f4').tobytes())
+    if label_size is None:
+        label_size = 0 if labels is None else labels.shape[1]
+    count = len(digests) // 32 if labels is None else len(labels)
+    digest = hashlib.sha256(repr(([int(size) for size in shape], [count, label_size])).encode())
+    for rows in label_chunks(labels, label_size, count):
+        digest.update(rows.tobytes())
     digest.update(digests)
     return digest.hexdigest()
