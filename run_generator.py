@@ -13,11 +13,13 @@ from generation.generator_flags import (
     add_common_flags,
     add_network_flag,
     add_psi_flag,
+    add_sampler_flags,
     add_source_flags,
     check_sheet,
     check_sources,
     distinct,
     load,
+    load_classes,
     load_sources,
     seed_psi,
     shown,
@@ -32,40 +34,51 @@ from generation.generator_flags import (
 def generate_images(
     submit_config: dnnlib.SubmitConfig,         # Of the run; not used.
     network_pkl: str,                           # Pickle with the generator: path, address or alias.
-    seeds: Sequence[int] | None = None,         # One picture each.
+    seeds: Sequence[int] | None = None,         # One picture each, of each class.
     truncation_psi: float | None = None,        # Truncation trick. None = 0.5 for seeds, 1 for latents.
-    class_idx: int | None = None,               # Class, for conditional networks.
+    class_idx: int | Sequence[int | None] | None = None,    # Class or classes, for conditional networks.
     generator: str = 'Gs',                      # Which network of a snapshot.
     batch_size: int = 8,                        # Pictures at a time.
     output_grid: str | None = None,             # PNG file for a sheet of all; '' = grid.png of the run.
     network_file: str | None = None,            # File that network_pkl was downloaded to, for the records.
     latents: Sequence[str] | None = None,       # .npz files of latents; one picture each.
+    sampling: dict | None = None,               # Of BigGAN: arguments of generation.samplers.make_sampler.
 ) -> None:
-    """Writes seed%04d.png for each seed, and <name>.png for each file, to the run directory."""
+    """Writes seed%04d.png for each seed, and <name>.png for each file, to the run directory.
+
+    Of several classes: class%04d-seed%04d.png; a sheet has a row for each class.
+    """
     del submit_config
-    from generation import latent_sources, sampling
+    from generation import latent_sources, samplers
+    from generation import sampling as drawing
     from training import misc
-    network, label = sampling.load_generator(network_file or network_pkl, generator, class_idx)
+    chosen = list(class_idx) if isinstance(class_idx, list | tuple) else [class_idx]
+    network, label = drawing.load_generator(network_file or network_pkl, generator, chosen[0])
     sheet = []
 
-    def save(images, total, name_of):
-        for key, image in sampling.progress(images, total):
-            misc.save_image(image, dnnlib.make_run_dir_path(f'{name_of(key)}.png'), drange=[0, 255])
+    def save(images, total):
+        for name, image in drawing.progress(images, total):
+            misc.save_image(image, dnnlib.make_run_dir_path(f'{name}.png'), drange=[0, 255])
             if output_grid is not None:
                 sheet.append(image)
 
     if seeds:
-        images = sampling.generate(network, seeds, seed_psi(truncation_psi), label, batch_size)
-        save(images, len(seeds), 'seed{:04d}'.format)
+        sampler = samplers.make_sampler(network, **sampling, verbose=True) if sampling is not None else None
+        images = samplers.class_pictures(network, sampler, chosen, seeds, seed_psi(truncation_psi),
+                                         batch_size)
+        prefix = 'class{:04d}-' if len(chosen) > 1 else ''
+        save(((f'{prefix}seed{{:04d}}'.format(*([number] if prefix else []), seed), image)
+              for number, seed, image in images), len(seeds) * len(chosen))
     if latents:
         sources = load_sources(network, None, latents, truncation_psi, label)
-        images = sampling.synthesize(network, [source.dlatents for source in sources], batch_size,
-                                     latent_sources.noises_of(network, sources))
+        images = drawing.synthesize(network, [source.dlatents for source in sources], batch_size,
+                                    latent_sources.noises_of(network, sources))
         names = distinct([source.name for source in sources], [f'seed{seed:04d}' for seed in seeds or []])
-        save(zip(names, images, strict=True), len(sources), str)
+        save(zip(names, images, strict=True), len(sources))
     if output_grid is not None:
         path = output_grid or dnnlib.make_run_dir_path('grid.png')
-        misc.save_image_grid(sheet, path, drange=[0, 255])
+        size = (len(seeds), len(chosen)) if len(chosen) > 1 else None
+        misc.save_image_grid(sheet, path, drange=[0, 255], grid_size=size)
 
 
 def style_mixing_example(
@@ -134,12 +147,16 @@ def _generate_images_command(network: str, result_dir: str, output_grid: str | N
         output_grid = os.path.abspath(os.path.expanduser(output_grid))
         if not os.path.isdir(os.path.dirname(output_grid)):
             raise UserError(f'--output-grid: there is no directory {os.path.dirname(output_grid)}')
-    network_obj, label = load(network, options)
+    network_obj, labels = load_classes(network, options)
     warn_without_truncation(network_obj, options['truncation_psi'])
-    files = load_sources(network_obj, None, options['latents'], options['truncation_psi'], label)
+    if len(labels) > 1 and options['latents']:
+        raise UserError('--latents: pictures of files have no class; leave --class out or name one')
+    files = load_sources(network_obj, None, options['latents'], options['truncation_psi'], labels[:1])
     if output_grid is not None:
-        check_sheet(network_obj, len(options['seeds'] or []) + len(files), '--output-grid',
+        check_sheet(network_obj, len(options['seeds'] or []) * len(labels) + len(files), '--output-grid',
                     'leave it out or choose fewer seeds')
+    if len(labels) == 1:
+        options['class_idx'] = options['class_idx'][0]
     submit(generate_images, 'generate-images', result_dir, network, output_grid=output_grid, **options)
 
 
@@ -176,12 +193,14 @@ def make_parser() -> flags.Parser:
     images = parser.add_command(
         'generate-images', _generate_images_command, 'Draw one picture per seed',
         description='Draws one picture per seed, seed0000.png and so on, in a new run directory; or one '
-                    'per file of latents.',
+                    'per file of latents. Of several classes: class0000-seed0000.png and so on.',
         examples=[
             '%(prog)s --network=network-final.pkl --seeds=6600-6625',
             '%(prog)s --network=network-final.pkl --seeds=1,5,7-9 \\',
             '    --truncation-psi=1 --class=3 --output-grid=sheet.png',
             '%(prog)s --network=network-final.pkl --latents=me-latents.npz',
+            '%(prog)s --network=biggan.pkl --class=0-9 --seeds=0-7 --truncation=0.5 --output-grid',
+            '%(prog)s --network=biggan.pkl --class=Sandal,Bag --seeds=0-7 --statistics=running',
         ])
     mixing = parser.add_command(
         'style-mixing-example', _style_mixing_command, 'Draw a table of mixed styles',
@@ -204,7 +223,10 @@ def make_parser() -> flags.Parser:
             command.add_flag('col-styles', flags.number_list,
                              'Layers whose style comes from the column; 0 is the coarsest', default='0-6')
         add_psi_flag(command, None)
-        add_common_flags(command)
+    add_sampler_flags(images)
+    add_common_flags(images, class_help='Classes to draw, numbers, ranges, names or all; a sheet has a row '
+                     'for each; conditional networks need at least one', many_classes=True)
+    add_common_flags(mixing)
     images.add_argument('--output-grid', nargs='?', const='', metavar='FILE.png',
                         help='Also draw one sheet of all pictures (without a name: grid.png in the run '
                              'directory)')

@@ -39,31 +39,71 @@ def _sources(network_obj: Any, label: Any, options: dict[str, Any], prefix: str 
 
 def _interpolate_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sources(options)
-    if options['space'] is None:
-        options['space'] = 'w' if options['latents'] else 'z'
-    elif options['space'] == 'z' and options['latents']:
+    if options['space'] == 'z' and options['latents']:
         raise UserError('--space=z: files of --latents hold w, not z; leave --space out')
-    if not options['output_frames']:
+    if options['output_sheet'] and options['output_frames']:
+        raise UserError('expected --output-frames or --output-sheet, received both')
+    if not options['output_frames'] and not options['output_sheet']:
         from generation.video import check_video
         check_video()
-    network_obj, label = common.load(network, options)
+    if options['frames'] is None:
+        options['frames'] = 9 if options['output_sheet'] else 60
+    network_obj, labels = common.load_classes(network, options)
     from generation import latent_walk, sampling
-    if options['space'] == 'w':
+    is_biggan = options['sampling'] is not None
+    if options['space'] == 'w' or options['latents']:
         _checked(network, sampling.check_dlatents, network_obj)
+    if options['space'] is None:
+        options['space'] = 'w' if options['latents'] else 'z'
     common.warn_without_truncation(network_obj, options['truncation_psi'])
     columns, rows = options['grid']
-    common.check_sheet(network_obj, columns * rows, 'a frame', 'choose a smaller --grid')
-    keys = common.load_sources(network_obj, None, options['latents'], None, label)
-    latent_walk.deal_keys([*(options['seeds'] or []), *keys], columns * rows)
+    if not options['output_sheet']:
+        common.check_sheet(network_obj, columns * rows, 'a frame', 'choose a smaller --grid')
+    files = common.load_sources(network_obj, None, options['latents'], None, None)
+    keys = [*(options['seeds'] or []), *files]
+    if is_biggan:
+        keys = latent_walk.pair_keys(keys, labels)
+    elif len(labels) > 1:
+        raise UserError(f'--class: a walk between classes needs a BigGAN; network {network_obj.name} '
+                        f'({type(network_obj.layer).__name__}) takes one')
+    else:
+        options['class_idx'] = options['class_idx'][0]
+    latent_walk.deal_keys(keys, columns * rows)
+    if options['output_sheet']:
+        _check_cells(network_obj, len(keys) * (options['frames'] + 1), options)
     common.submit(runs.interpolate, 'interpolate', result_dir, network, **options)
 
 
 def _sweep_command(network: str, result_dir: str, **options: Any) -> None:
     common.check_sources(options)
-    network_obj, label = common.load(network, options)
-    from generation import sampling
-    _checked(network, sampling.check_dlatents, network_obj)
-    _check_cells(network_obj, _sources(network_obj, label, options) * len(options['psis']), options)
+    truncations, psis = options.pop('truncations'), options['psis']
+    network_obj, labels = common.load_classes(network, options)
+    from generation import samplers, sampling
+    if options['sampling'] is None:
+        if truncations is not None:
+            raise UserError(f'--truncation is for BigGAN, network {network_obj.name} '
+                            f'({type(network_obj.layer).__name__}) is another kind; --truncation-psi '
+                            'truncates w')
+        _checked(network, sampling.check_dlatents, network_obj)
+        if len(labels) > 1:
+            raise UserError('--class: expected one class, received several')
+        options['class_idx'] = options['class_idx'][0]
+        options['psis'] = psis or [1, 0.7, 0.5, 0, -0.5, -1]
+        num_cells = _sources(network_obj, None, options) * len(options['psis'])
+    else:
+        if psis is not None:
+            raise UserError(f'--truncation-psi is for networks with intermediate latents w, network '
+                            f'{network_obj.name} has none; --truncation bounds its z')
+        if options['latents']:
+            _checked(network, sampling.check_dlatents, network_obj)     # It has none.
+        options.pop('psis')
+        mode = options['sampling'].get('truncation_mode') or samplers.default_mode(network_obj)
+        options['truncations'] = truncations or list(samplers.TRUNCATIONS[mode])
+        for truncation in options['truncations']:
+            _checked(network, samplers.check_options, network_obj,
+                     {**options['sampling'], 'truncation': truncation})
+        num_cells = len(options['seeds']) * len(labels) * len(options['truncations'])
+    _check_cells(network_obj, num_cells, options)
     common.submit(runs.truncation_sweep, 'truncation-sweep', result_dir, network, **options)
 
 
@@ -98,10 +138,16 @@ def _noise_layers_command(network: str, result_dir: str, **options: Any) -> None
 
 
 def _uncurated_command(network: str, result_dir: str, **options: Any) -> None:
-    network_obj, _ = common.load(network, options)
-    from generation import figures
-    common.warn_without_truncation(network_obj, None if options['truncation_psi'] == 0.7
-                                   else options['truncation_psi'])
+    network_obj, label = common.load(network, options, free_class=True)
+    from generation import figures, sampling
+    if options['sampling'] is None:
+        if label is None:
+            _checked(network, sampling.class_label, network_obj, None)
+        common.warn_without_truncation(network_obj, options['truncation_psi'])
+        if options['truncation_psi'] is None:
+            options['truncation_psi'] = 0.7
+    elif options['truncation_cutoff'] is not None:
+        raise UserError(f'--truncation-cutoff counts layers of w, network {network_obj.name} has none')
     height = network_obj.output_shape[2] * (options['scale'] or figures.default_scale(network_obj))
     width = network_obj.output_shape[3] * height // network_obj.output_shape[2]
     if min(height, width) >> max(options['lods']) < 1:
@@ -155,6 +201,50 @@ def _jacobian_command(network: str, result_dir: str, **options: Any) -> None:
     common.submit(runs.jacobian, 'jacobian', result_dir, network, **options)
 
 
+def _neighbours_command(network: str, result_dir: str, **options: Any) -> None:
+    if not options['seeds']:
+        raise UserError('--seeds is required, but was not given')
+    for name in ('data_dir', 'weights_dir'):
+        if options[name] is not None:
+            options[name] = os.path.abspath(os.path.expanduser(options[name]))
+    network_obj, labels = common.load_classes(network, options)
+    from generation import neighbours
+    common.warn_without_truncation(network_obj, options['truncation_psi'])
+    if options['spaces'] is None:
+        options['spaces'] = neighbours.default_spaces(options['weights_dir'])
+    for space in options['spaces']:
+        neighbours.space_function(space, options['weights_dir'])
+    arguments = {name: options.pop(name) for name in ('dataset', 'label_file', 'label_attr')}
+    if arguments['dataset'] is not None and options['data_dir'] is None:
+        arguments['dataset'] = os.path.abspath(os.path.expanduser(arguments['dataset']))
+    options['dataset_args'] = {name: value for name, value in arguments.items() if value is not None}
+    label_size = network_obj.input_shapes[1][1] if network_obj.num_inputs > 1 else 0
+    options['dataset_args'].update(resolution=network_obj.output_shape[2],
+                                   max_label_size='full' if label_size else 0,
+                                   channels=network_obj.output_shape[1])
+    training_set = _open_dataset(options['data_dir'], options['dataset_args'])
+    _checked(network, neighbours.check_training_set, training_set, network_obj)
+    for number in options['class_idx']:
+        neighbours.candidates(training_set, number, options['num_neighbours'])
+    training_set.close()
+    _check_cells(network_obj, len(options['seeds']) * len(labels) * (options['num_neighbours'] + 1), options)
+    if len(labels) == 1:
+        options['class_idx'] = options['class_idx'][0]
+    common.submit(runs.nearest_neighbours, 'nearest-neighbours', result_dir, network, **options)
+
+
+def _open_dataset(data_dir: str | None, arguments: dict[str, Any]) -> Any:
+    """The data set; only folders of images can be read with other channels."""
+    from training.dataset import load_dataset
+    try:
+        return load_dataset(data_dir, **arguments)
+    except UserError as error:
+        if not str(error).startswith('channels='):
+            raise
+        del arguments['channels']
+        return load_dataset(data_dir, **arguments)
+
+
 def _range(sizes: Sequence[int]) -> str:
     return f'{sizes[0]}–{sizes[-1]}' if len(sizes) > 1 else f'{sizes[0]}'
 
@@ -182,6 +272,12 @@ def _lods(text: str) -> list[int]:
     return lods
 
 
+def _spaces(text: str) -> list[str]:
+    known = ('pixels', 'vgg16', 'efflite0', 'inception', 'random')
+    return list(dict.fromkeys(flags.choice(known)(part.strip()) for part in text.split(',')))
+
+
+_spaces.metavar = 'LIST'
 _grid.metavar = 'COLUMNSxROWS'
 _zoom.metavar = 'LEFT,TOP,WIDTH'
 _lods.metavar = 'LIST'
@@ -189,14 +285,18 @@ _lods.metavar = 'LIST'
 
 def add_commands(parser: flags.Parser) -> None:
     """Adds the commands of this module to the parser of run_generator.py."""
-    network = '%(prog)s --network=network-final.pkl'
+    network, biggan = '%(prog)s --network=network-final.pkl', '%(prog)s --network=biggan.pkl'
 
     walk = parser.add_command(
         'interpolate', _interpolate_command, 'Make a video of a walk through the latent space',
         description='Makes a video, interpolation.mp4, of a walk from key to key: from seed to seed or from '
-                    'one file of latents to the next. Noise stays as it is; that of files goes along.',
+                    'one file of latents to the next. Noise stays as it is; that of files goes along. BigGAN '
+                    'also goes from class to class: as many seeds and classes, or one of either for all '
+                    'keys; z and the embedded class run on straight lines.',
         examples=[f'{network} --seeds=0-7 --loop', f'{network} --seeds=0-47 --grid=4x3 --interpolation=cubic',
-                  f'{network} --latents=me-latents.npz,you-latents.npz --frames=120 --output-frames'])
+                  f'{network} --latents=me-latents.npz,you-latents.npz --frames=120 --output-frames',
+                  f'{biggan} --seeds=5 --class=3,7 --truncation=0.5 --output-sheet',
+                  f'{biggan} --seeds=5,6 --class=3,7 --frames=120'])
     common.add_network_flag(walk)
     common.add_source_flags(walk)
     walk.add_flag('space', help='z: great circles between the latents of seeds; w: straight lines between '
@@ -204,19 +304,28 @@ def add_commands(parser: flags.Parser) -> None:
     walk.add_flag('interpolation', help='linear: at a constant rate from key to key; cubic: a spline, '
                   'without edges at the keys', choices=['linear', 'cubic'], default='linear')
     walk.add_flag('loop', bool, 'Go on from the last key to the first', default=False)
-    walk.add_flag('frames', flags.positive_int, 'From one key to the next', default=60)
+    walk.add_flag('frames', flags.positive_int, 'From one key to the next (default: 60; 9 of a sheet, with 8 '
+                  'pictures in between)')
     walk.add_flag('fps', flags.number(0.1, 1000), 'Frames per second', default=30)
     walk.add_flag('grid', _grid, 'Several walks side by side; each has its share of the keys', default='1x1')
     walk.add_flag('output-frames', bool, 'Write pictures, frame0000.png and so on, instead of a video',
                   default=False)
+    walk.add_flag('output-sheet', bool, 'Draw a sheet, interpolation.png, instead of a video: a row from '
+                  'each key to the next', default=False)
 
     sweep = parser.add_command(
         'truncation-sweep', _sweep_command, 'Draw seeds at several strengths of the truncation trick',
         description='Draws a sheet, truncation-sweep.png (StyleGAN, figure 8): a row for each seed, a column '
-                    'for each ψ. At 0 there is the average image, below it the opposite of a picture.',
-        examples=[f'{network} --seeds=0-3', f'{network} --seeds=0-3 --truncation-psi=1,0.5,0'])
-    sweep.add_flag('truncation-psi', common.numbers, 'Strengths, one column each', dest='psis',
-                   default='1,0.7,0.5,0,-0.5,-1')
+                    'for each ψ. At 0 there is the average image, below it the opposite of a picture. Of a '
+                    'BigGAN (figure 2 there): a column for each truncation of z, a row for each class and '
+                    'seed.',
+        examples=[f'{network} --seeds=0-3', f'{network} --seeds=0-3 --truncation-psi=1,0.5,0',
+                  f'{biggan} --class=3 --seeds=0-3 --truncation=none,2,1,0.5,0.04'])
+    sweep.add_flag('truncation-psi', common.numbers, 'Strengths, one column each (default: '
+                   '1,0.7,0.5,0,-0.5,-1)', dest='psis')
+    sweep.add_flag('truncation', common.truncation_list, 'Truncations of the z of BigGAN, one column each; '
+                   'none = off (default: 2,1.5,1,0.5,0.04; 1,0.75,0.5,0.25,0.04 of other modes than '
+                   'resample)', dest='truncations')
 
     detail = parser.add_command(
         'noise-detail', _noise_detail_command, 'Show what noise changes: zoom-ins and standard deviation',
@@ -249,7 +358,7 @@ def add_commands(parser: flags.Parser) -> None:
                    'following ones', default=0)
     plain.add_flag('rows', flags.integer(1, 1000), 'Pictures in a column of full size', default=3)
     plain.add_flag('lods', _lods, 'Columns: 0 = full size, 1 = half of it, …', default='0,1,2,2,3,3')
-    common.add_psi_flag(plain, 0.7)
+    plain.add_flag('truncation-psi', float, 'Truncation trick: 1 = off, 0 = the average image (default: 0.7)')
     plain.add_flag('truncation-cutoff', flags.nonneg_int, 'Truncate only so many layers, from the coarsest '
                    'on (default: as in the network)')
 
@@ -263,15 +372,49 @@ def add_commands(parser: flags.Parser) -> None:
     common.add_source_flags(mixing, 'row-', ' of the sources A')
     common.add_source_flags(mixing, 'col-', ' of the sources B')
 
+    near = parser.add_command(
+        'nearest-neighbours', _neighbours_command, 'Find the training images that pictures are closest to',
+        description='Draws sheets of pictures and the training images of their class that they are '
+                    'closest to (BigGAN, appendix A), in pixels and in features of a network: '
+                    'nearest-pixels.png with a row for each picture, '
+                    'seed0000-pixels.png with the picture top left, and so on; '
+                    'nearest-neighbours.json has the numbers of the images and the distances.',
+        examples=[f'{biggan} --class=0-9 --seeds=0 --dataset=~/datasets/fashion',
+                  f'{network} --seeds=0-5 --dataset=~/datasets/ffhq --features=pixels --num-neighbours=11'])
+    common.add_network_flag(near)
+    near.add_flag('seeds', common.seed_list, "Seeds, such as '1,2,3' or '1-3'", required=True)
+    near.add_flag('data-dir', flags.path, 'Folder that holds data sets')
+    near.add_flag('dataset', flags.path, 'Data set that the network was trained on (default: the '
+                  'embedded one)')
+    near.add_flag('label-file', flags.path, 'Its file of labels, as of train.py')
+    near.add_flag('label-attr', help='Its attribute that serves as label, as of train.py')
+    near.add_flag('num-neighbours', flags.integer(1, 1000), 'Of each picture', default=8)
+    near.add_flag('features', _spaces, 'Where distances are measured: pixels, vgg16 (its layer fc7), '
+                  'efflite0 or inception (default: pixels, and vgg16 or efflite0 if their weights are here)',
+                  dest='spaces')
+    near.add_flag('weights-dir', flags.path, 'Folder with weights of feature networks (default: '
+                  '$STYLEGAN_WEIGHTS_DIR)')
+
     for command in (sweep, detail, layers):
         common.add_network_flag(command)
         common.add_source_flags(command)
-    for command in (walk, detail, layers, mixing):
+    for command in (walk, detail, layers, mixing, near):
         common.add_psi_flag(command, None)
-    for command in (sweep, detail, layers, plain, mixing):
+    for command in (sweep, detail, layers, plain, mixing, near):
         command.add_flag('scale', flags.integer(1, 64), 'Enlarge pictures by this factor (default: small '
                          'ones to about 128 pixels)')
-    for command in (walk, sweep, detail, layers, plain, mixing):
+    walk.add_flag('scale', flags.integer(1, 64), 'Enlarge pictures of a sheet by this factor (default: small '
+                  'ones to about 128 pixels)')
+    for command in (walk, sweep, plain, near):
+        common.add_sampler_flags(command, truncation=command is not sweep)
+    for command in (walk, sweep):
+        common.add_common_flags(command, class_help='Class to draw, number or name, or several of a BigGAN; '
+                                'conditional networks need one', many_classes=True)
+    common.add_common_flags(near, class_help='Classes to draw, numbers, ranges, names or all; conditional '
+                            'networks need at least one', many_classes=True)
+    common.add_common_flags(plain, class_help='Class to draw, number or name; conditional networks need one, '
+                            'but BigGAN draws random ones')
+    for command in (detail, layers, mixing):
         common.add_common_flags(command)
 
     usage = parser.add_command(

@@ -7,10 +7,13 @@ from typing import Any
 
 import dnnlib
 from dnnlib import UserError, flags, startup
+from generation import classes
 
 MAX_SEED = 2 ** 32 - 1              # Of numpy's RandomState.
 MAX_SHEET_PIXELS = 1 << 30
 DEFAULT_PSI = 0.5                   # The official one, for seeds.
+# Flags that are for BigGAN alone.
+SAMPLER_FLAGS = ('truncation', 'truncation_mode', 'statistics', 'statistics_passes', 'statistics_batch')
 
 # TensorFlow, and all modules that import it, are imported inside the functions: --help and most mistakes are
 # answered at once.
@@ -53,10 +56,22 @@ def numbers(text: str | Sequence[float]) -> list[float]:
     return [flags.number()(part) for part in text.split(',')] if isinstance(text, str) else list(text)
 
 
+def truncation_value(text: str) -> float:
+    """A truncation of z."""
+    return flags.nonneg_float(text)
+
+
+def truncation_list(text: str) -> list[float | None]:
+    """Truncations of z, separated by commas; 'none' is none."""
+    return [None if part.strip() == 'none' else truncation_value(part) for part in text.split(',')]
+
+
 network_path.metavar = 'FILE.pkl'
 seed_list.metavar = 'LIST'
 latents_list.metavar = 'FILES.npz'
 numbers.metavar = 'NUMBERS'
+truncation_value.metavar = 'NUMBER'
+truncation_list.metavar = 'NUMBERS'
 
 
 # Flags.
@@ -81,11 +96,30 @@ def add_psi_flag(command: flags.Parser, default: float | None) -> None:
                      default=default)
 
 
+def add_sampler_flags(command: flags.Parser, truncation: bool = True) -> None:
+    """Adds the flags of BigGAN: --truncation and what batch normalization goes by."""
+    if truncation:
+        command.add_flag('truncation', truncation_value, 'Truncation of BigGAN: bound of the elements of z, '
+                         '0 = z is 0 (default: none)')
+    command.add_flag('truncation-mode', help='resample: z from [-t, t] (BigGAN); scale: t times z from [-2, '
+                     '2] (TensorFlow Hub); std: t times z (BigGAN-PyTorch) (default: resample, or as the '
+                     'network was imported)', choices=['resample', 'scale', 'std'])
+    command.add_flag('statistics', help='Of the batch normalizations of BigGAN. standing: over many batches '
+                     'of what is drawn, computed once and kept in the cache; running: those of the '
+                     'training; batch: of each batch, then --batch changes pictures (default: standing, or '
+                     'the table of an imported network)', choices=['standing', 'running', 'batch'])
+    command.add_flag('statistics-passes', flags.positive_int, 'Batches of standing statistics (default: 100)')
+    command.add_flag('statistics-batch', flags.integer(2), 'Size of a batch of standing statistics (default: '
+                     '64)')
+
+
 def add_common_flags(command: flags.Parser, batch_help: str = 'Pictures at a time; does not change them',
-                     class_help: str = 'Class to draw; conditional networks need one') -> None:
+                     class_help: str = 'Class to draw, number or name; conditional networks need one',
+                     many_classes: bool = False) -> None:
     """Adds the flags that every command has."""
     command.add_flag('result-dir', help='Where run directories are made', default='results', metavar='DIR')
-    command.add_flag('class', flags.nonneg_int, class_help, dest='class_idx')
+    command.add_flag('class', classes.class_list if many_classes else classes.one_class, class_help,
+                     dest='class_idx')
     command.add_flag('generator', help='Which generator of a snapshot: Gs is the moving average of G',
                      choices=['Gs', 'G'], default='Gs')
     command.add_flag('batch', flags.positive_int, batch_help, default=8, dest='batch_size')
@@ -115,20 +149,72 @@ def file_psi(psi: float | None) -> float:
 # Checks before there is a run directory.
 
 def load(network: str, options: dict[str, Any], free_class: bool = False) -> tuple[Any, Any]:
-    """The network and the label of --class; takes --custom-ops out of the options.
+    """The network and the label of --class; takes --custom-ops and the flags of BigGAN out of the options.
+
+    options['class_idx'] becomes a number, options['sampling'] the arguments of samplers.make_sampler for
+    BigGAN, None for other networks.
 
     Args:
         network: Value of --network.
         options: Values of the other flags.
         free_class: Conditional networks need no class: without one the label is None.
     """
+    network_obj, labels = load_classes(network, options, free_class)
+    if labels is not None:
+        options['class_idx'] = options['class_idx'][0]
+    return network_obj, None if labels is None else labels[0][None]
+
+
+def load_classes(network: str, options: dict[str, Any], free_class: bool = False) -> tuple[Any, Any]:
+    """As `load`, of several classes: options['class_idx'] becomes a list, each label is [label_size].
+
+    Where no class is given it is [None] for unconditional networks, and labels have no components.
+    """
     startup.load_tensorflow()  # Before anything else imports it.
     flags.use_custom_ops(options.pop('custom_ops'))
     import pretrained_networks
     from generation import sampling
-    if free_class and options['class_idx'] is None:
-        return pretrained_networks.load_network(network, options['generator']), None
-    return sampling.load_generator(network, options['generator'], options['class_idx'])
+    network_obj = pretrained_networks.load_network(network, options['generator'])
+    try:
+        sampling.check_generator(network_obj)
+        take_sampler_flags(network_obj, options)
+        tokens = options['class_idx']
+        if tokens is None and free_class:
+            return network_obj, None
+        tokens = tokens if isinstance(tokens, list) else [tokens]
+        numbers = [None] if tokens == [None] else classes.resolve(
+            tokens, network_obj, classes.class_names(network_obj, pretrained_networks.local_file(network)))
+        options['class_idx'] = numbers
+        return network_obj, classes.class_labels(network_obj, numbers)
+    except UserError as error:
+        raise UserError(f'{pretrained_networks.shown(network)}: {error}') from None
+
+
+def take_sampler_flags(network: Any, options: dict[str, Any]) -> None:
+    """Puts the flags of BigGAN into options['sampling']. Errors: UserError for flags of other networks."""
+    given = {name: options.pop(name) for name in SAMPLER_FLAGS if name in options}
+    has_flags = bool(given)
+    given = {name: value for name, value in given.items() if value is not None}
+    from generation import samplers
+    if not samplers.is_biggan(network):
+        if given:
+            name = next(iter(given))
+            text = ('; --truncation-psi truncates w' if name == 'truncation' and 'dlatent_avg' in network.vars
+                    else '')
+            raise UserError(f'--{name.replace("_", "-")} is for BigGAN, network {network.name} '
+                            f'({type(network.layer).__name__}) is another kind{text}')
+        if has_flags:
+            options['sampling'] = None
+        return
+    if not has_flags:
+        return
+    if options.get('truncation_psi') is not None:
+        raise UserError('--truncation-psi is for networks with intermediate latents w, network '
+                        f'{network.name} ({type(network.layer).__name__}) has none; --truncation bounds '
+                        'its z')
+    names = {'statistics_passes': 'passes', 'statistics_batch': 'batch'}
+    given = {names.get(name, name): value for name, value in given.items()}
+    options['sampling'] = samplers.check_options(network, given)
 
 
 def check_sources(options: dict[str, Any], prefix: str = '') -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dnnlib.util import UserError
-from generation import latent_sources, sampling
+from generation import latent_sources, samplers, sampling
 from training import misc
 
 if TYPE_CHECKING:
@@ -114,6 +114,56 @@ def latent_frames(
         while chunk := [point for point, _ in zip(points, range(_CHUNK), strict=False)]:
             yield from sampling.map_latents(network, np.stack(chunk), truncation_psi, label)
     yield from sampling.synthesize(network, dlatents(), batch_size)
+
+
+def pair_keys(seeds: Sequence, classes: Sequence) -> list[tuple]:
+    """[(seed, class)] of the keys of a walk; a single seed goes with all classes, one class with all seeds.
+
+    Errors: UserError for two numbers of seeds and classes that do not go together.
+    """
+    count = max(len(seeds), len(classes))
+    if len(seeds) not in (1, count) or len(classes) not in (1, count):
+        raise UserError(f'{len(seeds)} seeds and {len(classes)} classes: expected as many of both, or one '
+                        'seed or one class for all keys')
+    return list(zip(seeds if len(seeds) == count else list(seeds) * count,
+                    classes if len(classes) == count else list(classes) * count, strict=True))
+
+
+def class_frames(
+    sampler: 'samplers.Sampler',
+    cells: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],   # z and label of the keys of each cell.
+    at_times: Sequence[float],                  # See `times`.
+    interpolation: str = 'linear',              # See `walk`.
+    loop: bool = False,                         # See `walk`.
+    batch_size: int = 8,                        # Images at a time.
+) -> Iterator[np.ndarray]:
+    """Yields images as latent_frames, of a walk of BigGAN: straight lines of z and of the embedded class.
+
+    A label between two classes stands for the embedding between theirs: the embedding is linear.
+    """
+    ways = [[walk(values, False, interpolation, loop) for values in zip(*keys, strict=True)]
+            for keys in cells]
+    latents = (z(t) for t in at_times for z, _ in ways)
+    labels = (label(t) for t in at_times for _, label in ways)
+    yield from samplers.pictures(sampler, latents, labels, batch_size)
+
+
+def sheet_rows(images: Iterator[np.ndarray], num_cells: int, frames: int,
+               loop: bool) -> list[list[np.ndarray]]:
+    """The images of a walk as rows, one from each key to the next, cell by cell.
+
+    Args:
+        images: For each time those of all cells.
+        frames, loop: See `times`.
+    """
+    found = list(images)
+    columns = [found[i::num_cells] for i in range(num_cells)]
+    rows = []
+    for column in columns:
+        if loop:
+            column = [*column, column[0]]
+        rows += [column[begin:begin + frames + 1] for begin in range(0, len(column) - 1, frames)]
+    return rows
 
 
 def dlatent_frames(
