@@ -25,6 +25,8 @@ EXAMPLES = [
     '%(prog)s --dataset=photos.zip --labels=photos.csv --label-sampling=uniform --skip-bad',
     '%(prog)s --config=stylegan-f --fmap-base=1024 --latent-size=64 --lod-training-kimg=20 '
     '--lod-transition-kimg=20 --total-kimg=160',
+    '%(prog)s --config=biggan-128 --dataset=~/datasets/imagenet128 --num-gpus=8 --minibatch-gpu=64',
+    '%(prog)s --config=biggan-demo --label-attr=hairColor --total-kimg=100',
     '%(prog)s --resume                          # go on with the latest run in --result-dir',
     '%(prog)s --resume=results/00003-stylegan2-ffhq-8gpu-config-f --total-kimg=30000',
     '%(prog)s --resume=network-snapshot-010000.pkl --dataset=~/datasets/my-images',
@@ -51,7 +53,8 @@ def make_parser() -> flags.Parser:
     add('total-kimg', flags.number(0), 'length of the training in thousands of images (default: by config)')
     add('gamma', flags.nonneg_float, 'weight of the R1 regularization (default: by config)')
     add('mirror-augment', bool, 'flip half of the images (default: by config, mostly false)')
-    add('metrics', help='metrics to run on snapshots, comma list or none (default: none)')
+    add('metrics', help='metrics to run on snapshots, comma list such as fid5k,pr5k3 or fd_efflite0_5k, or '
+                        'none; run_metrics.py --list shows all (default: none)')
     parser.add_argument('--resume', nargs='?', const='latest', metavar='WHAT',
                         help='go on with the latest run in --result-dir (no value), with a run directory, '
                              'or start from a network-snapshot-*.pkl, which may be https://… or '
@@ -67,6 +70,10 @@ def make_parser() -> flags.Parser:
                                              'rounds are accumulated (default: by config)')
     add('lrate', flags.nonneg_float, 'learning rate of both networks, at every resolution '
                                      '(default: by config)')
+    add('g-lrate', flags.nonneg_float, '... of the generator alone')
+    add('d-lrate', flags.nonneg_float, '... of the discriminator alone')
+    add('d-repeats', flags.positive_int, 'updates of the discriminator, each on new images, per update of '
+                                         'the generator (default: by config, 2 in BigGAN, else 1)')
     add('lod-initial-resolution', flags.positive_int, 'resolution that a growing config starts at '
                                                       '(default: by config)')
     add('lod-training-kimg', flags.nonneg_float, 'thousands of images between two fades of a growing config '
@@ -74,7 +81,9 @@ def make_parser() -> flags.Parser:
     add('lod-transition-kimg', flags.nonneg_float, 'thousands of images of a fade (default: 600)')
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
-    add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: 512)')
+    add('ch', flags.positive_int, 'factor on the number of feature maps of BigGAN (default: by config)')
+    add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: by config, '
+                                           'mostly 512)')
     add('smoothing-kimg', flags.nonneg_float, 'half-life of the moving average of the generator in thousands '
                                               'of images (default: by config, mostly 10)')
     add('tick-kimg', flags.number(0), 'length of a tick in thousands of images (default: by resolution)')
@@ -83,12 +92,12 @@ def make_parser() -> flags.Parser:
     add('grid', help='images in a snapshot: columns and rows as 16x8, or 1080p, 4k, 8k (default: by config)')
     add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one '
                                               '(default: by config, mostly all)')
-    add('cond', bool, 'train with the labels of the data set (default: false)')
+    add('cond', bool, 'train with the labels of the data set (default: false; BigGAN: if it has any)')
     add('label-attr', help='attribute of an .npz data set that serves as label')
     add('labels', flags.path, 'file with the labels of images, .csv or .json, or of TFRecords, .labels; '
                               'implies --cond (default: the one in the data set, or its subfolders)')
     add('label-sampling', help='labels of generated images: data, as frequent as in the data set, or uniform '
-                               '(default: data)', choices=LABEL_SAMPLING)
+                               '(default: data; BigGAN: uniform)', choices=LABEL_SAMPLING)
     add('channels', flags.positive_int, 'of a directory or .zip of images: 1 gray, 3 RGB, 4 RGBA '
                                         '(default: by its files)')
     add('skip-bad', bool, 'leave out damaged or unfitting images of the data set instead of stopping '
@@ -108,12 +117,13 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         args: The parsed command line.
         config: The arguments that the changes will be laid over.
     """
-    fmaps = {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max}
+    fmaps = _width_changes(args, config)
     values = {
         'data_dir': _absolute(args.data_dir),
         'dataset_args': _dataset_changes(args, config['dataset_args']),
         'total_kimg': args.total_kimg,
         'G_smoothing_kimg': args.smoothing_kimg,
+        'D_repeats': args.d_repeats,
         'mirror_augment': args.mirror_augment,
         'seed': args.seed,
         'num_gpus': args.num_gpus,
@@ -163,7 +173,8 @@ def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f'{given[0]}: the networks of this config do not grow; leave it out, or choose one '
                         f'of {", ".join(growing_configs())}')
     values = {'minibatch_size': args.minibatch_size, 'minibatch_gpu': args.minibatch_gpu,
-              'G_lrate': args.lrate, 'D_lrate': args.lrate, 'tick_kimg': args.tick_kimg}
+              'G_lrate': args.lrate if args.g_lrate is None else args.g_lrate,
+              'D_lrate': args.lrate if args.d_lrate is None else args.d_lrate, 'tick_kimg': args.tick_kimg}
     for name, value in values.items():
         if value is not None:
             growth[f'{name}_base'] = value
@@ -172,8 +183,19 @@ def _schedule_changes(args: Any, sched_args: dict[str, Any]) -> dict[str, Any]:
     return growth
 
 
+def _width_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The flags about feature maps, of which a family of networks has some."""
+    values = {'fmap_base': args.fmap_base, 'fmap_max': args.fmap_max, 'ch': args.ch}
+    own = ['ch'] if 'ch' in config['G_args'] else ['fmap_base', 'fmap_max']
+    for name, value in values.items():
+        if value is not None and name not in own:
+            raise UserError(f'--{name.replace("_", "-")} is not for the networks of this config; feature '
+                            f'maps are set by --{" and --".join(own).replace("_", "-")}')
+    return {name: values[name] for name in own}
+
+
 def _latent_changes(args: Any, G_args: dict[str, Any]) -> dict[str, Any]:
-    names = ['latent_size'] if G_args['func_name'].endswith('G_paper') else [
+    names = ['latent_size'] if G_args['func_name'].endswith(('G_paper', 'G_biggan')) else [
         'latent_size', 'dlatent_size', 'mapping_fmaps']
     return dict.fromkeys(names, args.latent_size)
 

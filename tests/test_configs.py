@@ -1,9 +1,10 @@
 """The presets against the official schedules, and against what the papers and official programs state."""
 
+import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from dnnlib.util import UserError, get_obj_by_name
+from dnnlib.util import UserError, call_func_by_name, get_obj_by_name
 from tests import testutil
 from tests.test_schedule import golden_rows
 from training.configs import (
@@ -15,6 +16,7 @@ from training.configs import (
     growing_configs,
     merge,
 )
+from training.layers_biggan import unused_initial_values
 from training.schedule import training_schedule
 
 
@@ -163,14 +165,61 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual([find_preset(name).family for name in ('config-a', 'stylegan-b', 'progan')],
                          ['stylegan2', 'sgan', 'pgan'])
 
+    def test_biggan(self):
+        """Row 8 of table 1 of the paper, and the scripts of BigGAN-PyTorch."""
+        def values(name):
+            config = find_config(name)
+            sched = training_schedule(0, config['dataset_args']['resolution'].bit_length() - 1,
+                                      **config['sched_args'])
+            ortho = [args['strength'] for args in config['G_update_args']]
+            return (config['G_args']['ch'], config['D_args']['ch'], sched.minibatch_size, config['D_repeats'],
+                    sched.G_lrate, sched.D_lrate, ortho, config['ema_start'], config['ema_all'] if 'ema_all'
+                    in config else False, config['G_opt_args'].get('epsilon_form'))
+
+        for resolution, ch in ((32, 64), (64, 64), (128, 96), (256, 96), (512, 96)):
+            self.assertEqual(values(f'biggan-{resolution}'),
+                             (ch, ch, 2048, 2, 5e-5, 2e-4, [1e-4], 20000, False, None))
+        for name, ch in (('64', 64), ('128', 96), ('256', 96), ('128-ch64', 64)):
+            self.assertEqual(values(f'biggan-{name}-bs256x8'),
+                             (ch, ch, 2048, 1, 1e-4, 4e-4, [], 20000, True, 'pytorch'))
+        self.assertEqual(values('biggan-cifar10'),
+                         (64, 64, 50, 4, 2e-4, 2e-4, [], 1000, True, 'pytorch'))
+        for name in CONFIGS:
+            if name.startswith('biggan'):
+                config = find_config(name)
+                self.assertEqual((config['G_opt_args']['beta1'], config['G_opt_args']['beta2'],
+                                  config['D_opt_args']['beta2']), (0, 0.999, 0.999))
+                self.assertEqual((config['D_first'], config['ema_after'], config['lazy_regularization']),
+                                 (True, 'G', False))
+                self.assertEqual((config['dataset_args']['label_sampling'],
+                                  config['dataset_args']['max_label_size']), ('uniform', 'auto'))
+                self.assertEqual(config['grid_args']['layout'], 'row_per_class')
+                self.assertEqual(gamma_argument(config), 'gamma')
+                self.assertEqual(find_preset(name).family, 'biggan')
+
+    def test_biggan_has_the_published_number_of_weights(self):
+        """1000 classes, as in table 1 (plus the shared embedding) and in BigGAN-PyTorch's CIFAR script."""
+        counts = {'biggan-128': (1000, 70433988, 87982370), 'biggan-256': (1000, 82097604, 99225890),
+                  'biggan-512': (1000, 82468068, 99401282), 'biggan-128-ch64-bs256x8': (
+                      1000, 31978628, 39448258), 'biggan-cifar10': (10, 4.30e6, 4.21e6)}
+        for name, (classes, *expected) in counts.items():
+            config = find_config(name)
+            shape = dict(label_size=classes, resolution=config['dataset_args']['resolution'], num_channels=3)
+            with unused_initial_values():
+                found = [sum(int(np.prod(variable.shape)) for variable in call_func_by_name(
+                    **shape, **config[key]).named_trainables().values()) for key in ('G_args', 'D_args')]
+            self.assertAllClose(found, expected, rtol=2e-3 if name == 'biggan-cifar10' else 0, atol=0)
+
     def test_every_name_in_a_preset_exists(self):
         for name in CONFIGS:
             config = find_config(name)
-            for key in ('G_args', 'D_args', 'G_loss_args', 'D_loss_args'):
-                self.assertTrue(callable(get_obj_by_name(config[key]['func_name'])), f'{name} {key}')
+            for args in [*(config[key] for key in ('G_args', 'D_args', 'G_loss_args', 'D_loss_args')),
+                         *config.get('G_update_args', ())]:
+                self.assertTrue(callable(get_obj_by_name(args['func_name'])), f'{name} {args}')
         self.assertNotIn('lod_initial_resolution', CONFIG_F['sched_args'])
         self.assertEqual(set(CONFIGS) - set(growing_configs()),
-                         {name for name in CONFIGS if name.startswith(('config-e', 'config-f'))} | {'demo'})
+                         {name for name in CONFIGS if name.startswith(('config-e', 'config-f', 'biggan-'))}
+                         | {'demo'})
 
     def test_gamma_is_the_weight_of_r1(self):
         self.assertEqual(gamma_argument(find_config('config-b')), 'gamma')

@@ -140,7 +140,7 @@ class FormulaTest(tf.test.TestCase):
 
     def test_one_number_per_sample(self):
         names = [name for name in dir(loss) if name.startswith(('G_', 'D_'))]
-        self.assertLen(names, 17)
+        self.assertLen(names, 19)
         for name in names:
             normals = [self.latents] if name != 'G_logistic_ns_pathreg' else \
                 [self.latents, self.latents[:2], np.random.randn(2, 8, 8, 3)]

@@ -183,6 +183,40 @@ class SnapshotGridTest(tf.test.TestCase):
             self.assertAllEqual(images[:, 0, 0, 0] % 3, np.argmax(labels, axis=1))
             self.assertLen(np.unique(images[:, 0, 0, 0]), 40)
 
+    def test_sheet_by_class(self):
+        """Every row shows images of its class beside its name; of very many classes every n-th is there."""
+        for count, names in ((3, ['a', 'b', 'c']), (70, None), (300, None)):
+            training_set = FakeTrainingSet(600, count, shape=(1, 16, 16))
+            training_set.read = lambda indices, of=training_set: (
+                np.tile((indices % 251).astype(np.uint8)[:, None, None, None], [1, 16, 16, 1]),
+                of.labels[indices])
+            training_set.label_names = names
+            sheet = np.asarray(misc.class_sheet(training_set, count=2))
+            shown = range(0, count, 2 if count == 300 else 1)
+            columns = -(-len(shown) // 64)
+            rows = -(-len(shown) // columns)
+            self.assertEqual(sheet.shape, (16 * rows, columns * (120 + 32), 3))
+            for index, number in enumerate(shown):
+                x, y = index // rows * 152, index % rows * 16
+                of_class = np.arange(number, 600, count) % 251
+                for cell in 0, 1:
+                    pixels = sheet[y:y + 16, x + 120 + 16 * cell:x + 136 + 16 * cell]
+                    self.assertIn(pixels[0, 0, 0], of_class)
+                    self.assertAllEqual(pixels, np.full_like(pixels, pixels[0, 0, 0]))
+                self.assertLess(np.min(sheet[y:y + 12, x:x + 120]), 128)    # There is something written.
+
+    def test_classes_in_place_of_labels(self):
+        """A data set that keeps classes instead of labels gives the same grid."""
+        training_set = FakeTrainingSet(90, label_size=3)
+        grids = [misc.setup_snapshot_image_grid(training_set, '8x5', 'row_per_class')[1]]
+        training_set.class_indices = np.argmax(training_set.labels, axis=1)
+        whole = training_set.labels
+        training_set.labels = None
+        training_set.read = lambda indices: (FakeTrainingSet.read(
+            FakeTrainingSet(90, label_size=3), indices)[0], whole[indices])
+        grids.append(misc.setup_snapshot_image_grid(training_set, '8x5', 'row_per_class')[1])
+        self.assertAllEqual(*grids)
+
     def test_class_without_images_is_left_out(self):
         training_set = FakeTrainingSet(20, label_size=2)
         training_set.labels = np.eye(4, dtype=np.float32)[np.arange(20) % 2 * 3]

@@ -84,6 +84,23 @@ class OptimizerTest(tf.test.TestCase):
         # v = 0.01, so √v + ε = 0.2; inside the correction the step would be 1 / 1.1.
         self.assertAllClose(variable.numpy(), [-np.sqrt(0.01) / 0.2], rtol=1e-12)
 
+    def test_pytorch_form_adds_epsilon_to_the_corrected_root(self):
+        for dtype, rtol in (('float32', 1e-4), ('float64', 1e-10)):
+            variable = tf.Variable(np.zeros([5]), dtype=dtype)
+            optimizer = Optimizer('Train', [variable], beta1=0.5, beta2=0.999, epsilon=0.1,
+                                  epsilon_form='pytorch')
+            m, v, expected = 0.0, 0.0, np.zeros([5])
+            for t in range(1, 6):
+                gradient = self.rng.randn(5)
+                m, v = 0.5 * m + 0.5 * gradient, 0.999 * v + 0.001 * gradient ** 2
+                expected -= 0.3 * (m / (1 - 0.5 ** t)) / (np.sqrt(v / (1 - 0.999 ** t)) + 0.1)
+                # The gradients that `average` has made are taken as they are.
+                mean = optimizer.average([tf.constant(gradient, dtype)])
+                optimizer.apply(mean, tf.constant(0.3, tf.float64), averaged=True)
+            self.assertAllClose(variable, expected, rtol=rtol, atol=rtol)
+        with self.assertRaisesRegex(UserError, "epsilon_form must be one of tf, pytorch; received 'keras'"):
+            Optimizer('Train', [variable], epsilon_form='keras')
+
     def test_non_finite_gradient_changes_only_the_counters(self):
         for bad in [np.nan, np.inf, -np.inf]:
             variables = [tf.Variable(self.rng.randn(2, 3), dtype=tf.float32, name=name) for name in 'ab']

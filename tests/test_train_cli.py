@@ -18,7 +18,6 @@ from absl.testing import parameterized
 
 import train
 from dnnlib.util import UserError
-from metrics.metric_base import OFFICIAL_METRICS, find_metrics
 from tests import testutil
 from tests import training_testutil as util
 from training.checkpoint import has_checkpoint
@@ -159,14 +158,28 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(sizes['G_args']['latent_size'], 32)
         self.assertNotIn('dlatent_size', sizes['G_args'])
 
-    def test_metrics(self):
-        with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            self.assertEqual(find_metrics(','.join(OFFICIAL_METRICS)), [])
-            self.assertEqual(find_metrics('none'), [])
-        self.assertEqual(len(stderr.getvalue().splitlines()), 1)
-        self.assertIn('fid50k', stderr.getvalue())
-        with self.assertRaisesRegex(UserError, "Received: fid50m; did you mean 'fid50k'"):
-            find_metrics('fid50k,fid50m')
+    def test_flags_of_biggan(self):
+        plain = dry_run('--config=biggan-128')
+        self.assertEqual(plain['run_desc'], 'biggan-pixelart32-1gpu-biggan-128')
+        self.assertEqual(plain['dataset_args'], {'max_label_size': 'auto', 'label_sampling': 'uniform',
+                                                 'resolution': 128})
+        kwargs = dry_run('--config=biggan-128', '--ch=32', '--latent-size=60', '--d-repeats=1',
+                         '--g-lrate=1e-4', '--lrate=3e-4', '--gamma=1', '--label-sampling=data', '--no-cond',
+                         '--resolution=64', '--smoothing-kimg=20')
+        self.assertEqual((kwargs['G_args']['ch'], kwargs['D_args']['ch'], kwargs['D_repeats']), (32, 32, 1))
+        self.assertEqual(kwargs['G_args']['latent_size'], 60)
+        self.assertEqual(set(kwargs['G_args']), {'func_name', 'ch', 'latent_size'})
+        self.assertEqual((kwargs['sched_args']['G_lrate_base'], kwargs['sched_args']['D_lrate_base']),
+                         (1e-4, 3e-4))
+        self.assertEqual(kwargs['D_loss_args'], {'func_name': 'training.loss.D_hinge_joint', 'gamma': 1})
+        self.assertEqual(kwargs['dataset_args'], {'max_label_size': 0, 'label_sampling': 'data',
+                                                  'resolution': 64})
+        self.assertEqual((kwargs['G_smoothing_kimg'], kwargs['G_smoothing']), (20, None))
+        self.assertEqual(dry_run('--d-lrate=0.1')['sched_args']['G_lrate_base'], 0.002)
+        for line, words in (('--config=biggan-128 --fmap-base=512', '--fmap-base .* feature maps .* --ch'),
+                            ('--config=config-f --ch=32', '--ch .* maps .* --fmap-base and --fmap-max')):
+            with self.assertRaisesRegex(UserError, words):
+                dry_run(*line.split())
 
 
 class MistakeTest(util.RunTest, parameterized.TestCase):
@@ -202,6 +215,9 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
         ('--dataset={root}/nothing', 'there is no data set at {root}/nothing'),
         ('--data-dir={root} --dataset=nothing', 'there is no data set at {root}/nothing'),
         ('--resolution=64', 'resolution 64 cannot be made from .*32x32'),
+        ('--config=biggan-128', 'resolution 128 cannot be made from .*32x32'),
+        ('--config=biggan-small --resolution=8', 'for the resolutions 32, .* by --resolution.* Received: 8'),
+        ('--config=biggan-demo --minibatch-size=40', 'minibatch_size 40 .* multiple of minibatch_gpu 32'),
         ('--resolution=33', 'resolution 33 cannot be made from .*32x32'),
         ('--config=config-z', "--config: expected one of .*config-f.* Received: 'config-z'"),
         ('--dataset={root}/mixed', '{root}/mixed/z.png has 16x16 pixels, but .* has 8x8'),
@@ -228,7 +244,7 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
         ('--minibatch-size=6 --minibatch-gpu=6', '--minibatch-gpu must be .* group size 4 .* Received: 6'),
         ('--resume=', '--resume: expected a run directory .* received nothing'),
         ('--num-gpus=2 --strategy=none', '--strategy=none is for one device'),
-        ('--metrics=fid49k', '--metrics: expected none or some of .*fid50k.* Received: fid49k'),
+        ('--metrics=fid50m', '--metrics: expected none or some of .*fid50k.* Received: fid50m'),
         ('--resume', '--resume: no run directory with a checkpoint in {results}'),
         ('--resume={root}/nothing', '--resume: expected a run directory or a network-snapshot'),
         ('--resume={root}/nothing.pkl', '--resume: {root}/nothing.pkl does not exist'),
@@ -278,7 +294,7 @@ class RunTest(util.RunTest):
             *util.SMALL_FLAGS,
             '--minibatch-gpu=4',
             *shlex.split(
-                '--num-gpus 2 --mirror-augment true --gamma 1 --metrics fid50k --total-kimg 500 --cond'
+                '--num-gpus 2 --mirror-augment true --gamma 1 --metrics none --total-kimg 500 --cond'
             ),
             '--result-dir',
             results,
@@ -298,8 +314,7 @@ class RunTest(util.RunTest):
         stdout, stderr = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 128 + signal.SIGTERM, stderr)
         self.assertIn(f'To go on: python train.py --resume={run_dir}', stdout)
-        self.assertRegex(stderr, '^Warning: --metrics: not available in this version and left out: fid50k\n\n'
-                                 'SIGTERM: stopping as soon as the state is saved\n$')
+        self.assertRegex(stderr, '^\nSIGTERM: stopping as soon as the state is saved\n$')
         self.assertIn('class #8d5524: 534 images', stdout)
         self.assertLen([line for line in stdout.splitlines() if util.TICK_LINE.fullmatch(line)], 1)
 

@@ -68,6 +68,7 @@ class RunDirectoryTest(util.RunTest):
             'log.txt',
             '_finished.txt',
             'reals.png',
+            'reals_by_class.png',
             'fakes_init.png',
             'fakes000000.png',
             'network-snapshot-000000.pkl',

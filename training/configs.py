@@ -2,6 +2,7 @@
 
 Sources: StyleGAN2 (Karras et al. 2020), tables 1 and 2 and appendix B; StyleGAN (Karras et al. 2019), tables
 1, 2 and 4 and appendix C; ProGAN (Karras et al. 2018), appendix A; the defaults of their official programs.
+BigGAN (Brock et al. 2018), section 3 and appendices B to D; the scripts of BigGAN-PyTorch, by its author.
 
 Every config is a nested dict of arguments of `training.training_loop.training_loop`, built by laying a few
 changes over a base; train.py lays what the command line says over that.
@@ -183,6 +184,106 @@ PROGAN_ACGAN: dict[str, Any] = merge(PROGAN, dict(
     dataset_args=dict(max_label_size='full')))
 
 
+ORTHOGONAL: dict[str, Any] = dict(func_name='training.regularizers.OrthogonalRegularization', strength=1e-4,
+                                  form='paper')
+
+# BigGAN: row 8 of its table 1, 150,000 iterations. Labels if the data has any, classes drawn uniformly.
+BIGGAN: dict[str, Any] = dict(
+    G_args=dict(func_name='training.networks_biggan.G_biggan', ch=96),
+    D_args=dict(func_name='training.networks_biggan.D_biggan', ch=96),
+    G_opt_args=dict(beta1=0.0, beta2=0.999, epsilon=1e-8),
+    D_opt_args=dict(beta1=0.0, beta2=0.999, epsilon=1e-8),
+    G_loss_args=dict(func_name='training.loss.G_hinge'),
+    D_loss_args=dict(func_name='training.loss.D_hinge_joint'),
+    G_update_args=[ORTHOGONAL],
+    sched_args=dict(G_lrate_base=5e-5, D_lrate_base=2e-4, minibatch_size_base=2048, minibatch_gpu_base=32,
+                    tick_kimg_base=2048, tick_kimg_dict={}),
+    grid_args=dict(size='4k', layout='row_per_class'),
+    dataset_args=dict(max_label_size='auto', label_sampling='uniform'),
+    G_smoothing=0.9999,
+    ema_start=20000,
+    ema_after='G',
+    D_repeats=2,
+    D_first=True,
+    lazy_regularization=False,
+    total_kimg=614400,
+    image_snapshot_ticks=1,
+    network_snapshot_ticks=2,
+    keep_snapshots=10,
+)
+
+
+def _biggan(resolution: int, ch: int, minibatch_gpu: int, **changes: Any) -> dict[str, Any]:
+    size = dict(G_args=dict(ch=ch), D_args=dict(ch=ch), dataset_args=dict(resolution=resolution),
+                sched_args=dict(minibatch_gpu_base=minibatch_gpu))
+    return merge(merge(BIGGAN, size), changes)
+
+
+# BigGAN-PyTorch's recipe for eight GPUs with 16 GB: 8 rounds of 256 images per update, one update of D per
+# update of G with twice the learning rates, no orthogonal regularization.
+BS256X8: dict[str, Any] = dict(
+    G_args=dict(bn_epsilon=1e-5, sn_epsilon=1e-6),
+    D_args=dict(sn_epsilon=1e-6),
+    G_opt_args=dict(epsilon=1e-6, epsilon_form='pytorch'),
+    D_opt_args=dict(epsilon=1e-6, epsilon_form='pytorch'),
+    G_update_args=[],
+    sched_args=dict(G_lrate_base=1e-4, D_lrate_base=4e-4),
+    D_repeats=1,
+    ema_all=True,
+    total_kimg=307200,
+)
+
+# BigGAN-PyTorch's script for CIFAR-10: tables of gains and biases by class, 500 epochs.
+BIGGAN_CIFAR10: dict[str, Any] = _biggan(
+    32, 64, 50,
+    G_args=dict(latent_size=128, hierarchical=False, shared_dim=0, init='normal', bn_epsilon=1e-5,
+                sn_epsilon=1e-8),
+    D_args=dict(init='normal', sn_epsilon=1e-8),
+    G_opt_args=dict(epsilon_form='pytorch'),
+    D_opt_args=dict(epsilon_form='pytorch'),
+    G_update_args=[],
+    sched_args=dict(G_lrate_base=2e-4, D_lrate_base=2e-4, minibatch_size_base=50, tick_kimg_base=50),
+    grid_args=dict(size='10x10'),
+    D_repeats=4,
+    ema_start=1000,
+    ema_all=True,
+    total_kimg=25000,
+    image_snapshot_ticks=5,
+    network_snapshot_ticks=25,
+)
+
+# For thousands instead of millions of images, on one GPU: narrow, small minibatches, R1 against collapse.
+BIGGAN_SMALL: dict[str, Any] = merge(BIGGAN, dict(
+    G_args=dict(ch=32), D_args=dict(ch=32),
+    D_loss_args=dict(gamma=1.0),
+    sched_args=dict(G_lrate_base=1e-4, D_lrate_base=2e-4, minibatch_size_base=128, tick_kimg_base=64),
+    G_smoothing=0.999,
+    ema_start=1000,
+    mirror_augment=True,
+    total_kimg=10000,
+    image_snapshot_ticks=2,
+    network_snapshot_ticks=10,
+))
+
+# Small enough for two CPU cores; classes of 32x32 images can be told apart after some 16 kimg.
+BIGGAN_DEMO: dict[str, Any] = merge(BIGGAN, dict(
+    dataset_args=dict(resolution=32),
+    G_args=dict(ch=16, multipliers=[8, 8, 4, 2], latent_size=64, shared_dim=32),
+    D_args=dict(ch=16, multipliers=[2, 4, 8, 8], num_down=2),
+    D_loss_args=dict(gamma=0.1),
+    sched_args=dict(G_lrate_base=4e-4, D_lrate_base=4e-4, minibatch_size_base=32, minibatch_gpu_base=32,
+                    tick_kimg_base=4),
+    grid_args=dict(size='10x10'),
+    D_repeats=1,
+    G_smoothing=0.995,
+    ema_start=200,
+    total_kimg=200,
+    image_snapshot_ticks=2,
+    network_snapshot_ticks=5,
+    keep_snapshots=3,
+))
+
+
 class Preset(NamedTuple):
     """A training configuration."""
 
@@ -194,6 +295,10 @@ class Preset(NamedTuple):
 
 def _stylegan_preset(description: str, changes: dict[str, Any]) -> Preset:
     return Preset(description, changes, STYLEGAN_GPUS, 'sgan')
+
+
+def _biggan_preset(description: str, changes: dict[str, Any]) -> Preset:
+    return Preset(description, changes, family='biggan')
 
 
 CONFIGS: dict[str, Preset] = {
@@ -226,6 +331,21 @@ CONFIGS: dict[str, Preset] = {
     'progan': Preset('Progressive GAN with WGAN-GP (StyleGAN, Table 1, A)', PROGAN, PROGAN_GPUS, 'pgan'),
     'progan-acgan': Preset('Progressive GAN on labels, with the losses of AC-GAN', PROGAN_ACGAN, PROGAN_GPUS,
                            'pgan'),
+    'biggan-32': _biggan_preset('BigGAN at 32x32 with the settings of the paper', _biggan(32, 64, 128)),
+    'biggan-64': _biggan_preset('BigGAN at 64x64', _biggan(64, 64, 64)),
+    'biggan-128': _biggan_preset('BigGAN at 128x128 (BigGAN, Table 1, row 8)', _biggan(128, 96, 32)),
+    'biggan-256': _biggan_preset('BigGAN at 256x256', _biggan(256, 96, 16)),
+    'biggan-512': _biggan_preset('BigGAN at 512x512', _biggan(512, 96, 8)),
+    **{f'biggan-{resolution}-bs256x8': _biggan_preset(
+        f'biggan-{resolution} by the smaller recipe of BigGAN-PyTorch',
+        _biggan(resolution, ch, minibatch_gpu, **BS256X8))
+       for resolution, ch, minibatch_gpu in [(64, 64, 32), (128, 96, 32), (256, 96, 16)]},
+    'biggan-128-ch64-bs256x8': _biggan_preset('... with 64 instead of 96 channels',
+                                              _biggan(128, 64, 32, **BS256X8)),
+    'biggan-cifar10': _biggan_preset("BigGAN-PyTorch's settings for CIFAR-10", BIGGAN_CIFAR10),
+    'biggan-small': _biggan_preset('a narrow BigGAN for small data sets of any resolution', BIGGAN_SMALL),
+    'biggan-demo': _biggan_preset('a small BigGAN for 32x32 images, an hour on two CPU cores',
+                                  BIGGAN_DEMO),
     'demo': Preset('a small StyleGAN2 for the embedded data set, minutes on two CPU cores', DEMO),
 }
 
@@ -263,7 +383,8 @@ def growing_configs() -> list[str]:
 def gamma_argument(config: dict[str, Any]) -> str:
     """The argument of the discriminator's loss that is the weight of R1; UserError where it has none."""
     function = config['D_loss_args']['func_name'].rpartition('.')[2]
-    names = {'D_logistic_r1': 'gamma', 'D_logistic_r2': 'gamma', 'D_logistic_simplegp': 'r1_gamma'}
+    names = {'D_logistic_r1': 'gamma', 'D_logistic_r2': 'gamma', 'D_logistic_simplegp': 'r1_gamma',
+             'D_hinge_joint': 'gamma', 'D_logistic_joint': 'gamma'}
     if function not in names:
         raise UserError('--gamma is the weight of R1, which the loss of this config does not have. '
                         f'Leave it out. The loss is {function}')

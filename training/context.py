@@ -13,6 +13,23 @@ import tensorflow as tf
 from dnnlib.tflib.autosummary import reduce_moments
 
 
+class OneHotLabels:
+    """A table of labels that are classes: it holds their numbers alone, and expands the rows that are drawn.
+
+    Args:
+        classes: int [rows]; a class from label_size up gives zeros.
+        label_size: Number of components of a label.
+    """
+
+    def __init__(self, classes: Sequence[int], label_size: int):
+        self._classes = tf.constant(classes, tf.int32)
+        self.shape = (self._classes.shape[0], int(label_size))
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows int [n] → labels float32 [n, label_size]."""
+        return tf.one_hot(tf.gather(self._classes, rows), self.shape[1])
+
+
 class Context:
     """Immediate mode: global random numbers, updates done at once, reports dropped, features on request.
 
@@ -20,12 +37,14 @@ class Context:
         stage: training.growing.Stage that growing networks run in; None = what their lod says.
         stage_size: Images of growing networks have the size of the stage, not that of the final resolution?
         features: {name: output of the layer}, where they are kept.
+        progress: Share of the training that is done, 0 to 1, a number or a tensor.
     """
 
     stage = None
     stage_size = False
+    progress: float | tf.Tensor = 1.0
 
-    def __init__(self, label_table: tf.Tensor | None = None, keep_features: bool = False,
+    def __init__(self, label_table: tf.Tensor | OneHotLabels | None = None, keep_features: bool = False,
                  loss_state: dict | None = None, stage=None):
         self._label_table = label_table
         self._loss_state = loss_state or {}
@@ -48,7 +67,9 @@ class Context:
         """Labels [minibatch_size, label_size] drawn from the data set; [minibatch_size, 0] without labels."""
         if self._label_table is None or self._label_table.shape[1] == 0:
             return tf.zeros([minibatch_size, 0])
-        rows = self.integers([minibatch_size], 0, tf.shape(self._label_table)[0])
+        rows = self.integers([minibatch_size], 0, self._label_table.shape[0])
+        if isinstance(self._label_table, OneHotLabels):
+            return self._label_table.gather(rows)
         return tf.gather(self._label_table, rows)
 
     @property
@@ -88,14 +109,16 @@ class StepContext(Context):
 
     Args:
         seed: int32 tensor [2]. The n-th draw of the pass is a function of seed and n alone.
-        label_table: float32 [num_images, label_size], the labels to draw from.
+        label_table: float32 [num_images, label_size], the labels to draw from, or OneHotLabels.
         loss_state: {name: variable}, the state that the loss functions declare.
         stage: training.growing.Stage of a growing run; its images have the size of the stage.
+        progress: Share of the training that is done.
     """
 
-    def __init__(self, seed: tf.Tensor, label_table: tf.Tensor | None = None, loss_state: dict | None = None,
-                 stage=None):
+    def __init__(self, seed: tf.Tensor, label_table: tf.Tensor | OneHotLabels | None = None,
+                 loss_state: dict | None = None, stage=None, progress: float | tf.Tensor = 1.0):
         super().__init__(label_table, loss_state=loss_state, stage=stage)
+        self.progress = progress
         self.stage_size = stage is not None
         self._seed = seed
         self._num_draws = 0

@@ -1,4 +1,4 @@
-"""Loss functions of ProGAN, StyleGAN and StyleGAN2.
+"""Loss functions of ProGAN, StyleGAN, StyleGAN2 and BigGAN.
 
 Every function is called as `func(G, D, ctx, minibatch_size, [reals, labels,] **kwargs)`, with reals
 [N, H, W, C] and labels [N, label_size] for a discriminator, and returns two parts, `(loss, reg)`: functions
@@ -12,13 +12,14 @@ are the same (`Context.pixel_scale`). A discriminator returns scores [N, 1], or 
 
 Random numbers come from `ctx`, in the official order. Sources: Goodfellow et al. 2014 (logistic), Arjovsky et
 al. 2017 and Gulrajani et al. 2017 (WGAN, WGAN-GP), Mescheder et al. 2018 (R1, R2), Lim & Ye 2017 (hinge),
-Odena et al. 2017 (AC-GAN), Karras et al. 2019 (path length regularization).
+Odena et al. 2017 (AC-GAN), Karras et al. 2019 (path length regularization), Brock et al. 2018 (BigGAN).
 """
 
-import functools
 from collections.abc import Callable
 
 import tensorflow as tf
+
+from training.latents import draw
 
 Part = Callable[[], tf.Tensor]
 Parts = tuple[Part, Part | None]
@@ -26,7 +27,12 @@ Parts = tuple[Part, Part | None]
 
 def _generate(G, ctx, minibatch_size, labels, **kwargs):
     """Fakes of random latents for the given labels."""
-    latents = ctx.normal([minibatch_size, *G.input_shapes[0][1:]], dtype=tf.as_dtype(G.compute_dtype))
+    shape, dtype = [minibatch_size, *G.input_shapes[0][1:]], tf.as_dtype(G.compute_dtype)
+    distribution = getattr(G, 'latent_distribution', 'normal')
+    if distribution == 'normal':
+        latents = ctx.normal(shape, dtype=dtype)
+    else:
+        latents = tf.cast(draw(distribution, ctx, shape, ctx.progress), dtype)
     return G(latents, labels, is_training=True, ctx=ctx, **kwargs)
 
 
@@ -84,7 +90,7 @@ def G_wgan_acgan(G, D, ctx, minibatch_size: int, cond_weight: float = 1.0) -> Pa
 
 def G_hinge(G, D, ctx, minibatch_size: int) -> Parts:
     """Generator of the hinge loss, the same as that of WGAN: -D(fake)."""
-    return G_wgan(G, D, ctx, minibatch_size)
+    return _generator_loss(G, D, ctx, minibatch_size, lambda scores: ctx.report('Loss/G', -scores)), None
 
 
 def G_logistic_ns_pathreg(
@@ -122,20 +128,33 @@ def G_logistic_ns_pathreg(
 G_logistic_ns_pathreg.state = {'pl_mean': 0.0}
 
 
+def _computed_once(func: Callable) -> property:
+    """A property that is computed when it is first read.
+
+    functools.cached_property has a lock up to Python 3.11, behind which replicas would wait for each other.
+    """
+    def get(self):
+        if func.__name__ not in self._known:
+            self._known[func.__name__] = func(self)
+        return self._known[func.__name__]
+    return property(get, doc=func.__doc__)
+
+
 class _Pass:
     """What loss and regularizer of a discriminator share, computed once: one tape must record both."""
 
     def __init__(self, G, D, ctx, minibatch_size, reals, labels):
         self.G, self.D, self.ctx, self.minibatch_size = G, D, ctx, minibatch_size
         self.reals, self.labels = reals, labels
+        self._known: dict = {}
         self._outputs: dict[str, tuple] = {}
 
-    @functools.cached_property
+    @_computed_once
     def fakes(self) -> tf.Tensor:
         """Images generated for the labels of the reals."""
         return _generate(self.G, self.ctx, self.minibatch_size, self.labels)
 
-    @functools.cached_property
+    @_computed_once
     def mixed(self) -> tf.Tensor:
         """Random points on the lines between reals and fakes."""
         images = self.fakes
@@ -273,3 +292,72 @@ def D_hinge_gp(
     """Hinge loss with the gradient penalty of WGAN-GP."""
     run = _Pass(G, D, ctx, minibatch_size, reals, labels)
     return lambda: _hinge(run), lambda: _gradient_penalty(run, wgan_lambda, wgan_target)
+
+
+class _JointPass:
+    """One pass of a discriminator over fakes and reals together, as BigGAN trains it.
+
+    What a pass changes in D, the singular vectors of its weights, changes once per minibatch. Fakes have
+    labels of their own, drawn like those that G is trained with.
+    """
+
+    def __init__(self, G, D, ctx, minibatch_size, reals, labels):
+        self.G, self.D, self.ctx, self.minibatch_size = G, D, ctx, minibatch_size
+        self.reals, self.labels = reals, labels
+        self._known: dict = {}
+
+    @_computed_once
+    def _scores(self) -> tuple:
+        """(scores of the fakes [N, 1], of the reals [N, 1], tape that has seen the reals)."""
+        size = self.minibatch_size
+        fake_labels = self.ctx.random_labels(size)
+        fakes = _generate(self.G, self.ctx, size, fake_labels)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.reals)
+            output = self.D(tf.concat([fakes, self.reals], axis=0),
+                            tf.concat([fake_labels, tf.cast(self.labels, fake_labels.dtype)], axis=0),
+                            is_training=True, ctx=self.ctx)
+            scores = output[0] if isinstance(output, list | tuple) else output
+            fake_scores, real_scores = scores[:size], scores[size:]
+        report = self.ctx.report
+        return report('Loss/scores/fake', fake_scores), report('Loss/scores/real', real_scores), tape
+
+    def loss(self, of_fakes: Callable, of_reals: Callable) -> tf.Tensor:
+        """of_fakes(scores of fakes) + of_reals(scores of reals) [N, 1]."""
+        fake_scores, real_scores, _ = self._scores
+        return self.ctx.report('Loss/D_fake', of_fakes(fake_scores)) + self.ctx.report(
+            'Loss/D_real', of_reals(real_scores))
+
+    def penalty(self, gamma: float) -> tf.Tensor:
+        """R1: gamma/2 · |dD/dx|² at the reals [N]. Where the loss is not wanted as well, of them alone."""
+        if '_scores' in self._known:
+            _, scores, tape = self._scores
+        else:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(self.reals)
+                scores, _ = _discriminate(self.D, self.ctx, self.reals, self.labels, 'real')
+        power = tf.reduce_sum(tf.square(tape.gradient(scores, self.reals)), axis=[1, 2, 3])
+        return self.ctx.report('Loss/gradient_penalty', power * self.ctx.pixel_scale) * (gamma * 0.5)
+
+
+def _joint(of_fakes, of_reals, gamma, *args) -> Parts:
+    run = _JointPass(*args)
+    return lambda: run.loss(of_fakes, of_reals), (lambda: run.penalty(gamma)) if gamma else None
+
+
+def D_hinge_joint(
+    G, D, ctx, minibatch_size: int, reals, labels,
+    gamma: float = 0.0,             # Weight of R1; 0 = without.
+) -> Parts:
+    """Hinge loss in one pass over fakes and reals, optionally with R1 (BigGAN, section 3; appendix H)."""
+    return _joint(lambda scores: tf.maximum(0.0, 1 + scores), lambda scores: tf.maximum(0.0, 1 - scores),
+                  gamma, G, D, ctx, minibatch_size, reals, labels)
+
+
+def D_logistic_joint(
+    G, D, ctx, minibatch_size: int, reals, labels,
+    gamma: float = 0.0,             # Weight of R1; 0 = without.
+) -> Parts:
+    """Logistic loss in one pass over fakes and reals, optionally with R1; G_logistic_ns goes with it."""
+    return _joint(tf.nn.softplus, lambda scores: tf.nn.softplus(-scores), gamma,
+                  G, D, ctx, minibatch_size, reals, labels)

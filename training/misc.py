@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 
 from dnnlib.util import UserError, atomic_write, open_url
 
@@ -30,6 +31,10 @@ _GRID_MAX = 32
 
 # Columns and rows of a block of images of one class. None = as many as the grid has.
 _CLASS_BLOCKS = {'row_per_class': (None, 1), 'col_per_class': (1, None), 'class4x4': (4, 4)}
+
+
+# The sheet of reals by class: most classes, rows per column, pixels for a name and for a line of text.
+_SHEET_CLASSES, _SHEET_ROWS, _SHEET_NAME, _SHEET_TEXT = 256, 64, 120, 12
 
 
 class GridSource(Protocol):
@@ -235,7 +240,7 @@ def setup_snapshot_image_grid(training_set: GridSource, size: str = '1080p', lay
         if not training_set.label_size:
             raise UserError(f"setup_snapshot_image_grid: layout {layout!r} needs labels and the training set "
                             "has none; use 'random'")
-        indices = _draw_by_class(training_set.labels, columns, rows, *_CLASS_BLOCKS[layout], rnd)
+        indices = _draw_by_class(_pools(training_set), columns, rows, *_CLASS_BLOCKS[layout], rnd)
     else:
         raise UserError(f'setup_snapshot_image_grid: layout is {layout!r}, expected one of: '
                         f'{", ".join(["random", *_CLASS_BLOCKS])}')
@@ -262,11 +267,18 @@ def _draw(pool: np.ndarray, count: int, rnd: np.random.RandomState) -> np.ndarra
     return np.resize(rnd.permutation(pool), count)
 
 
-def _draw_by_class(labels: np.ndarray, columns: int, rows: int, block_columns: int | None,
+def _pools(training_set: GridSource) -> list[np.ndarray]:
+    """Indices of the images of every class that has any; a class is the largest component of a label."""
+    classes = getattr(training_set, 'class_indices', None)  # Labels of very many images are kept as these.
+    if classes is None:
+        classes = np.argmax(training_set.labels, axis=1)
+    order = np.argsort(classes, kind='stable')
+    return np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
+
+
+def _draw_by_class(pools: list[np.ndarray], columns: int, rows: int, block_columns: int | None,
                    block_rows: int | None, rnd: np.random.RandomState) -> np.ndarray:
     """Indices for a grid whose blocks show one class each; classes without an image are left out."""
-    classes = np.argmax(labels, axis=1)
-    pools = [np.flatnonzero(classes == c) for c in np.unique(classes)]
     block_x = np.arange(columns) // (block_columns or columns)
     block_y = np.arange(rows) // (block_rows or rows)
     blocks = block_y[:, np.newaxis] * (block_x[-1] + 1) + block_x
@@ -276,3 +288,39 @@ def _draw_by_class(labels: np.ndarray, columns: int, rows: int, block_columns: i
         mine = cells == i
         indices[mine] = _draw(pool, np.count_nonzero(mine), rnd)
     return indices
+
+
+def class_sheet(training_set: GridSource, count: int = 8, seed: int = 0) -> PIL.Image.Image:
+    """Some real images of every class beside its name, so that wrong labels are seen.
+
+    Args:
+        training_set: With labels; label_names, if it has them, are written on the sheet.
+        count: Images per class.
+        seed: Seed of their choice.
+
+    Returns: an RGB picture; of more than 256 classes every n-th is on it; images above 64×64 are reduced.
+    """
+    rnd = np.random.RandomState(seed)
+    pools = _pools(training_set)
+    pools = pools[::-(-len(pools) // _SHEET_CLASSES)]
+    lod = max(int(training_set.shape[1]).bit_length() - 7, 0)
+    indices = np.concatenate([_draw(pool, count, rnd) for pool in pools])
+    images, labels = training_set.read(indices, lod) if lod else training_set.read(indices)
+    side = max(images.shape[1], _SHEET_TEXT)
+    columns = -(-len(pools) // _SHEET_ROWS)
+    rows = -(-len(pools) // columns)
+    width = _SHEET_NAME + count * images.shape[2]
+    sheet = PIL.Image.new('RGB', (columns * width, rows * side), 'white')
+    draw = PIL.ImageDraw.Draw(sheet)
+    names = getattr(training_set, 'label_names', None)
+    for index in range(len(pools)):
+        x, y = index // rows * width, index % rows * side
+        number = int(np.argmax(labels[index * count]))
+        name = names[number] if names and names[number] != str(number) else ''
+        # The font that comes with PIL has Latin letters only.
+        text = f'{number} {name}'.strip().encode('latin-1', 'replace').decode('latin-1')
+        draw.text((x + 2, y), text[:_SHEET_NAME // 6], 'black')
+        of_class = images[index * count:(index + 1) * count].transpose(0, 3, 1, 2)
+        row = create_image_grid(of_class, (count, 1))
+        sheet.paste(convert_to_pil_image(row, [0, 255]).convert('RGB'), (x + _SHEET_NAME, y))
+    return sheet

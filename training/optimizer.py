@@ -9,15 +9,21 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from training.replica import local_handle, unwrap
 
+EPSILON_FORMS = ('tf', 'pytorch')
+
 
 class Optimizer:
     """Adam (Kingma and Ba 2015) with the epsilon outside the bias correction, as TensorFlow 1 computes it.
 
         m ← β1·m + (1 − β1)·g,  v ← β2·v + (1 − β2)·g²,  x ← x − lr·√(1 − β2^t) / (1 − β1^t) · m / (√v + ε)
 
-    with β1^t and β2^t as running products in the type of the variables. One step is one fused kernel per
-    variable. The main update and the regularization update of a network (Karras et al. 2020, appendix B)
-    are two `apply` calls of one Optimizer: they share m and v, and both advance t.
+    with β1^t and β2^t as running products in the type of the variables. With epsilon_form='pytorch', ε is
+    added to the corrected root, √v / √(1 − β2^t) + ε, as in PyTorch and in algorithm 1 of the paper: the ε of
+    the formula above is multiplied by √(1 − β2^t).
+
+    One step is one fused kernel per variable. The main update and the regularization update of a network
+    (Karras et al. 2020, appendix B) are two `apply` calls of one Optimizer: they share m and v, and both
+    advance t.
 
     An update whose averaged gradient holds a NaN, an infinity or a value whose square is one is skipped on
     every replica: only the counters change.
@@ -35,16 +41,18 @@ class Optimizer:
         beta2: float = 0.99,                          # Decay of the second moment.
         epsilon: float = 1e-8,                        # Added to √v.
         variable_names: Sequence[str] | None = None,  # Keys of `state`; None: the paths of the variables.
+        epsilon_form: str = 'tf',                     # 'tf', or 'pytorch': where epsilon is added.
     ):
         """Makes the slots. Call it under the scope of the strategy under which the variables were created.
 
         Raises: UserError if there is no variable, one is not of floating type or belongs to another
-            strategy, two have the same name, or a beta is outside [0, 1).
+            strategy, two have the same name, a beta is outside [0, 1), or the form of epsilon is unknown.
         """
         self.name = name
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
+        self.epsilon_form = epsilon_form
         self.variables = list(variables)
         names = map(_path, self.variables) if variable_names is None else variable_names
         self._names = list(names)
@@ -60,7 +68,16 @@ class Optimizer:
         self.num_skipped = self._slot(tf.zeros([], tf.int64), 'num_skipped')
         self.skipped_in_a_row = self._slot(tf.zeros([], tf.int64), 'skipped_in_a_row')
 
-    def apply(self, gradients: Sequence[Any], learning_rate: Any) -> tf.Tensor:
+    @property
+    def names(self) -> list[str]:
+        """The names of the variables, in their order."""
+        return list(self._names)
+
+    def average(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
+        """The mean of the gradients over the replicas, in the types of the variables; see `apply`."""
+        return self._average(self._dense(gradients))
+
+    def apply(self, gradients: Sequence[Any], learning_rate: Any, averaged: bool = False) -> tf.Tensor:
         """One Adam step with the mean of the gradients over the replicas.
 
         Call it in replica context (inside `strategy.run`, or without any strategy), outside tf.cond and
@@ -70,12 +87,13 @@ class Optimizer:
             gradients: one per variable, in the order of the variables; None counts as zeros.
             learning_rate: scalar, equal on all replicas; already adjusted for lazy regularization. In a
                 tf.function it should be a tensor: a Python number is traced anew for each value.
+            averaged: The gradients are those that `average` has returned, or made of them.
 
         Returns: bool scalar tensor: True if the step was made, False if it was skipped for a non-finite
             gradient.
         Raises: ValueError if the number or the shapes of the gradients do not fit the variables.
         """
-        gradients = self._average(self._dense(gradients))
+        gradients = self._dense(gradients) if averaged else self.average(gradients)
         # By the sum of squares: a gradient whose square overflows would leave v infinite for good.
         finite = tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(g), tf.float64) for g in gradients]))
         if not tf.is_tensor(learning_rate):
@@ -92,6 +110,9 @@ class Optimizer:
         def step() -> tf.Tensor:
             dtype = self._beta1_power.dtype
             beta_powers = [tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype) for handle in powers]
+            epsilon = tf.constant(self.epsilon, dtype)
+            if self.epsilon_form == 'pytorch':
+                epsilon *= tf.sqrt(1 - beta_powers[1])
             for var, m, v, gradient in zip(*handles, gradients, strict=True):
                 tf.raw_ops.ResourceApplyAdam(
                     var=var,
@@ -102,7 +123,7 @@ class Optimizer:
                     lr=tf.cast(learning_rate, gradient.dtype),
                     beta1=tf.constant(self.beta1, gradient.dtype),
                     beta2=tf.constant(self.beta2, gradient.dtype),
-                    epsilon=tf.constant(self.epsilon, gradient.dtype),
+                    epsilon=tf.cast(epsilon, gradient.dtype),
                     grad=gradient,
                 )
             for handle, power, beta in zip(powers, beta_powers, (self.beta1, self.beta2), strict=True):
@@ -158,6 +179,9 @@ class Optimizer:
         for beta in (self.beta1, self.beta2):
             if not 0.0 <= beta < 1.0:
                 raise UserError(f'optimizer {self.name}: beta1 and beta2 must be in [0, 1); received {beta}')
+        if self.epsilon_form not in EPSILON_FORMS:
+            raise UserError(f'optimizer {self.name}: epsilon_form must be one of {", ".join(EPSILON_FORMS)}; '
+                            f'received {self.epsilon_form!r}')
         scope = tf.distribute.get_strategy().extended
         for name, variable in zip(self._names, self.variables, strict=True):
             if not unwrap(variable).dtype.is_floating:

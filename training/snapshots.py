@@ -10,8 +10,8 @@ import numpy as np
 from dnnlib.submission import make_run_dir_path
 from dnnlib.tflib import legacy
 from dnnlib.tflib.network import Network
-from dnnlib.util import UserError, gfile, is_remote_path
-from training import misc
+from dnnlib.util import UserError, atomic_write, gfile, is_remote_path
+from training import latents, misc
 from training.dataset import Dataset
 
 SNAPSHOT_NAME = 'network-snapshot-%06d.pkl'
@@ -48,17 +48,27 @@ class ImageSnapshots:
         grid_args: size and layout of `misc.setup_snapshot_image_grid`.
         latent_size: Size of z.
         seed: Of the choice of reals and of the latents.
+        latent_distribution: What the latents are drawn from, see training.latents.
     """
 
-    def __init__(self, training_set: Dataset, grid_args: dict[str, Any], latent_size: int, seed: int):
+    def __init__(self, training_set: Dataset, grid_args: dict[str, Any], latent_size: int, seed: int,
+                 latent_distribution: str = 'normal'):
         self.grid_size, self._reals, self.labels = misc.setup_snapshot_image_grid(
             training_set, seed=seed % 2 ** 32, **grid_args)
         rnd = np.random.RandomState(seed % 2 ** 32)
-        self._latents = rnd.randn(len(self._reals), latent_size).astype(np.float32)
+        self._training_set, self._seed = training_set, seed % 2 ** 32
+        self._latents = latents.sample(latent_distribution, rnd, [len(self._reals), latent_size])
 
     def save_reals(self, name: str = 'reals.png') -> np.ndarray:
         """Writes the sheet of real images to the run directory; returns it as uint8 [H, W, C]."""
         return self._save(self._reals, name, [0, 255])
+
+    def save_reals_by_class(self, name: str = 'reals_by_class.png') -> None:
+        """Writes a sheet of some real images of every class to the run directory; nothing without labels."""
+        if self._training_set.label_size:
+            sheet = misc.class_sheet(self._training_set, seed=self._seed)
+            with atomic_write(make_run_dir_path(name), 'wb') as file:
+                sheet.save(file, 'PNG')
 
     def save_fakes(self, Gs: Network, name: str, minibatch_size: int) -> np.ndarray:
         """Writes the sheet of generated images, without truncation, with fixed noise; returns it likewise."""

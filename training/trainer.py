@@ -1,10 +1,17 @@
 """What changes during training - networks, optimizers, moving averages - and the steps that change it.
 
-A minibatch is processed in phases: G, G_reg, D, D_reg, or D first; after D the moving average of the weights.
-Each phase is one traced function that runs on every replica: `rounds` pieces of `minibatch_gpu` samples are
-drawn, their gradients are averaged over rounds and replicas, and one Adam step is taken. The random numbers
-of a piece depend on the seed, the step, the phase and the number of the piece in the minibatch alone. So a
-run can be resumed exactly, and N replicas compute what one replica computes in N rounds.
+A minibatch is processed in phases: G, G_reg, D, D_reg, or D first; after D, or after G, the moving average of
+the weights. With D_repeats above 1 a step has as many minibatches: each goes through the phases of D, while G
+is updated once. Each phase is one traced function that runs on every replica: `rounds` pieces of
+`minibatch_gpu` samples are drawn, their gradients are averaged over rounds and replicas, and one Adam step is
+taken. The random numbers of a piece depend on the seed, the number of the minibatch, the phase and the number
+of the piece in the minibatch alone. So a run can be resumed exactly, and N replicas compute what one replica
+computes in N rounds; but batch normalization takes its moments over all replicas, not over rounds.
+
+A forward pass may also give state variables new values. Averages that losses and networks of StyleGAN keep
+become the mean over rounds and replicas; what SEQUENTIAL_STATE names - singular vectors of weights, running
+moments - is moved by every pass in turn, as if each round were a minibatch of its own. Running moments are
+averaged along with the weights (AVERAGED_STATE), all other state is copied.
 
 Weights that are frozen (see `training.freeze`) get no gradient and no slots of the optimizer; the moving
 average treats them like all others.
@@ -15,7 +22,6 @@ variable, `lod`. Images then have the size of the stage: nothing is enlarged onl
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,61 +29,24 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError
-from training.context import StepContext
+from training.context import OneHotLabels, StepContext
 from training.dataset import process_reals
 from training.freeze import frozen_names
 from training.growing import Stage, stage_of
+from training.hooks import UpdateHook, make_hooks, variables_of
 from training.optimizer import Optimizer
 from training.replica import local_assign, local_handle, local_read, unwrap
 from training.schedule import lazy_regularization
+from training.strategies import is_multiworker, make_strategy
 
+__all__ = ['Phase', 'Trainer', 'is_multiworker', 'make_strategy']
 
-def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strategy:
-    """The distribution strategy of a run.
+# State variables, by the last part of their names, that every forward pass moves on; see above.
+SEQUENTIAL_STATE = ('u', 'v', 'moving_mean', 'moving_variance')
+# ... of which the moving average of G has averages, too.
+AVERAGED_STATE = ('moving_mean', 'moving_variance')
 
-    Args:
-        num_gpus: Number of replicas: GPUs, or logical CPUs on a machine without a GPU.
-        name: 'auto' = one device as it is, several by MirroredStrategy, several workers (TF_CONFIG is set) by
-            MultiWorkerMirroredStrategy; or 'none', 'mirrored', 'multiworker'.
-
-    Errors: UserError when there are fewer devices than asked for.
-    """
-    if name == 'auto':
-        name = 'multiworker' if is_multiworker(name) else 'none' if num_gpus == 1 else 'mirrored'
-    if name == 'multiworker':
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if name == 'none':
-        if num_gpus != 1:
-            raise UserError(f'--strategy=none is for one device. Received: --num-gpus={num_gpus}')
-        return tf.distribute.get_strategy()
-    if not tf.config.list_physical_devices('GPU'):
-        _split_cpu(num_gpus)
-    gpus = tf.config.list_logical_devices('GPU')
-    if len(gpus) >= num_gpus:
-        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:num_gpus]])
-    if gpus:
-        raise UserError(f'--num-gpus={num_gpus} was asked for, but TensorFlow sees {len(gpus)} GPUs. '
-                        f'Use --num-gpus={len(gpus)}')
-    cpus = tf.config.list_logical_devices('CPU')
-    if len(cpus) < num_gpus:
-        raise UserError(f'--num-gpus={num_gpus} was asked for, but there is no GPU and {len(cpus)} logical '
-                        f'CPUs. Use --num-gpus={len(cpus)}')
-    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus[:num_gpus]],
-                                          cross_device_ops=tf.distribute.ReductionToOneDevice())
-
-
-def is_multiworker(name: str) -> bool:
-    """Whether the strategy of that name spans several machines, as TF_CONFIG says."""
-    return name == 'multiworker' or (name == 'auto' and bool(os.environ.get('TF_CONFIG')))
-
-
-def _split_cpu(count: int) -> None:
-    """Makes TensorFlow see `count` CPUs, so that several replicas run on a machine without a GPU."""
-    try:
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * count)
-    except RuntimeError:
-        pass  # TensorFlow is in use already, with the devices that it has.
+_UPDATE = 1000  # In the place of the number of a piece, for random numbers of update hooks.
 
 
 @dataclasses.dataclass(eq=False)
@@ -132,16 +101,32 @@ class Trainer:
         seed: int = 1000,
         G_freeze: Sequence[str] | None = None,  # What of G is not trained, see training.freeze.frozen_names.
         D_freeze: Sequence[str] | int | None = None,    # ... of D.
+        D_repeats: int = 1,                     # Updates of D, each on a minibatch of its own, per one of G.
+        label_classes: np.ndarray | None = None,    # Instead of `labels`: int [N], classes of one-hot labels.
+        ema_start: int = 0,                     # First step, from 1 on, in which the average is no copy.
+        ema_after: str = 'D',                   # The average is taken after each update of 'D', or of 'G'.
+        ema_all: bool = False,                  # Average all state of G, singular vectors included?
+        G_update_args: Sequence[dict] | None = None,    # Hooks into the updates of G, see training.hooks.
+        D_update_args: Sequence[dict] | None = None,    # ... of D.
     ):
         if G.grows != D.grows:
             raise UserError('G and D must both be growing networks, or neither. '
                             f'Received: {type(G).__name__} and {type(D).__name__}')
+        if D_repeats < 1:
+            raise UserError(f'D_repeats must be at least 1. Received: {D_repeats}')
+        if ema_after not in ('G', 'D'):
+            raise UserError(f"ema_after must be 'G' or 'D'. Received: {ema_after!r}")
+        self.D_repeats, self.D_first = D_repeats, D_first
+        self.ema_start, self.ema_after, self.ema_all = ema_start, ema_after, ema_all
         self.stage: Stage | None = None
         self._lod: float | None = None
         self.strategy, self.G, self.D, self.Gs, self.seed = strategy, G, D, Gs, int(seed)
         self.lazy = lazy_regularization
         self.num_replicas = strategy.num_replicas_in_sync
-        self.label_table = tf.constant(labels, tf.float32) if labels is not None and labels.shape[1] else None
+        self.label_table = _label_table(labels, label_classes, G)
+        self._sequential = {id(unwrap(variable)) for network in (G, D)
+                            for name, variable in network.named_variables().items()
+                            if not variable.trainable and _local(name) in SEQUENTIAL_STATE}
         self.intervals = {'G': G_reg_interval, 'D': D_reg_interval}
         self.frozen = {'G': frozen_names(G, G_freeze, 'G_freeze'), 'D': frozen_names(D, D_freeze, 'D_freeze')}
         with strategy.scope():
@@ -150,11 +135,14 @@ class Trainer:
                                for name, value in getattr(loss, 'state', {}).items()}
             self.optimizers = {role: self._make_optimizer(role, network, args or {})
                                for role, network, args in [('G', G, G_opt_args), ('D', D, D_opt_args)]}
+            self.update_hooks = {'G': self._make_update_hooks('G', G, G_update_args),
+                                 'D': self._make_update_hooks('D', D, D_update_args)}
         G_parts = functools.partial(_generator_parts, G_loss, G, D, G_loss_args)
         D_parts = functools.partial(_discriminator_parts, D_loss, G, D, D_loss_args)
         phases = [self._make_phases('G', G, G_parts, 0, needs_reals=False),
                   self._make_phases('D', D, D_parts, 2, needs_reals=True)]
         self.phases: list[Phase] = sum(reversed(phases) if D_first else phases, [])
+        self._progress = tf.constant(1.0)
         self._functions: dict = {}
         self._accumulators: dict[str, list] = {}
         self._updated: dict[str, list] = {}
@@ -168,7 +156,15 @@ class Trainer:
         named = {name: variable for name, variable in network.named_trainables().items()
                  if name not in self.frozen[role]}
         return Optimizer(f'Train{role}', list(named.values()), beta1=beta1, beta2=beta2,
-                         epsilon=args.get('epsilon', 1e-8), variable_names=list(named))
+                         epsilon=args.get('epsilon', 1e-8), variable_names=list(named),
+                         epsilon_form=args.get('epsilon_form', 'tf'))
+
+    def _make_update_hooks(self, role: str, network, arguments) -> dict[str, UpdateHook]:
+        hooks = make_hooks(arguments, UpdateHook, f'{role}_update_args')
+        optimizer = self.optimizers[role]
+        for hook in hooks.values():
+            hook.build(network, dict(zip(optimizer.names, optimizer.variables, strict=True)))
+        return hooks
 
     def _make_phases(self, role, network, parts, index, needs_reals) -> list[Phase]:
         common = dict(network=network, optimizer=self.optimizers[role], parts=parts, needs_reals=needs_reals)
@@ -230,35 +226,46 @@ class Trainer:
         self.strategy.experimental_distribute_values_from_function(of_replica)
         return min(local) // len(local), self.num_replicas // len(local)
 
-    def step(self, step: int, images: np.ndarray, labels: np.ndarray, minibatch_gpu: int,
-             G_lrate: float, D_lrate: float, ema_beta: float) -> list[dict]:
-        """One minibatch: all phases that are due, in their order; after D the moving average of G.
+    def step(self, step: int, images: np.ndarray | Sequence[np.ndarray],
+             labels: np.ndarray | Sequence[np.ndarray], minibatch_gpu: int, G_lrate: float, D_lrate: float,
+             ema_beta: float, progress: float = 1.0) -> list[dict]:
+        """One update of G and D_repeats of D: all phases that are due, in order, and the moving average.
 
         Args:
-            step: Number of minibatches before this one.
+            step: Number of steps before this one.
             images: uint8 [N, H, W, C], the reals of the discriminator, at the level floor(lod); of several
-                workers, this one's part of the minibatch (see `reader`).
-            labels: float32 [N, label_size].
+                workers, this one's part of the minibatch (see `reader`). With D_repeats above 1, a list of as
+                many minibatches.
+            labels: float32 [N, label_size], or a list likewise.
             minibatch_gpu: Samples that one replica processes at a time.
             G_lrate, D_lrate: Learning rates before the adjustment for lazy regularization.
             ema_beta: Decay of the moving average of G.
+            progress: Share of the training that is done.
 
         Returns one {name: moments} per call of a traced function, to be summed up (`training.context`).
         """
-        minibatch_size = len(images) * self.reader[1]
+        batches = [(images, labels)] if self.D_repeats == 1 else list(zip(images, labels, strict=True))
+        if len(batches) != self.D_repeats:
+            raise UserError(f'a step takes {self.D_repeats} minibatches. Received: {len(batches)}')
+        minibatch_size = len(batches[0][0]) * self.reader[1]
         rounds, rest = divmod(minibatch_size, minibatch_gpu * self.num_replicas)
         if rest or not rounds:
             raise UserError('minibatch_size must be a multiple of minibatch_gpu times the number of '
                             f'replicas, {minibatch_gpu} x {self.num_replicas}. Received: {minibatch_size}')
         lrates = {'G': self.learning_rate('G', G_lrate), 'D': self.learning_rate('D', D_lrate)}
+        ema_beta = 0.0 if step + 1 < self.ema_start else ema_beta
+        self._progress = tf.constant(progress, tf.float32)
         reports = []
-        for phase in self.phases:
-            if step % phase.interval == 0:
-                lrate = lrates[phase.role]
-                reports += self.run_phase(phase, step, images, labels, minibatch_gpu, rounds, lrate)
-            if phase.name == 'D':
-                # After the step of D, whose fakes have moved the average of w that is copied here.
-                self.update_average(ema_beta)
+        for role in 'DG' if self.D_first else 'GD':
+            repeats = self.D_repeats if role == 'D' else 1
+            # Intervals and random numbers go by the number of minibatches that this network has seen.
+            for number, batch in enumerate(batches[:repeats], step * repeats):
+                for phase in self.phases:
+                    if phase.role == role and number % phase.interval == 0:
+                        reports += self.run_phase(phase, number, *batch, minibatch_gpu, rounds, lrates[role])
+                    if phase.name == role == self.ema_after:
+                        # After D, whose fakes have moved the average of w that is copied here.
+                        self.update_average(ema_beta)
         return reports
 
     def run_phase(self, phase: Phase, step: int, images, labels, minibatch_gpu: int, rounds: int,
@@ -272,15 +279,15 @@ class Trainer:
         if rounds == 1:
             reals = self._distribute(images, labels, minibatch_gpu, 1, 0)
             whole = self._function(phase, 'whole', minibatch_gpu)
-            return [whole(seed, tf.constant(0), tf.constant(1), *reals, lrate)]
+            return [whole(seed, tf.constant(0), tf.constant(1), *reals, lrate, self._progress)]
         self._make_accumulators(phase)
         reports = []
         for index in range(rounds):
             reals = self._distribute(images, labels, minibatch_gpu, rounds, index)
             reports.append(self._function(phase, 'accumulate', minibatch_gpu)(
-                seed, tf.constant(index), tf.constant(rounds), *reals, lrate))
-        self._function(phase, 'apply', minibatch_gpu)(lrate)
-        return reports
+                seed, tf.constant(index), tf.constant(rounds), *reals, lrate, self._progress))
+        of_hooks = self._function(phase, 'apply', minibatch_gpu)(seed, lrate, self._progress)
+        return [*reports, of_hooks] if of_hooks else reports
 
     def _distribute(self, images, labels, minibatch_gpu, rounds, index):
         """The piece of the minibatch that each replica processes in round `index`."""
@@ -313,12 +320,12 @@ class Trainer:
             self._functions[key] = tf.function(traced, autograph=False)
         return self._functions[key]
 
-    def _gradients(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels):
+    def _gradients(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, progress):
         """Gradients, state updates and reports of one piece of the minibatch."""
         piece = tf.distribute.get_replica_context().replica_id_in_sync_group * rounds + index
         for number in (phase.index, piece):
             seed = tf.random.experimental.stateless_fold_in(seed, number)
-        ctx = StepContext(seed, self.label_table, self.loss_state, self.stage)
+        ctx = StepContext(seed, self.label_table, self.loss_state, self.stage, progress)
         reals = self._process_reals(images) if phase.needs_reals else None
         sources = [unwrap(variable) for variable in phase.optimizer.variables]
         # What is not trained, the other network included, is not even recorded.
@@ -335,17 +342,20 @@ class Trainer:
         fraction = local_read(self.D.lod) - self.stage.lod_floor
         return process_reals(images, fraction, lod_floor=0)
 
-    def _whole(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, lrate) -> dict:
+    def _whole(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, lrate,
+               progress) -> dict:
         gradients, updates, reports = self._gradients(
-            phase, minibatch_gpu, seed, index, rounds, images, labels)
-        finite = phase.optimizer.apply(gradients, lrate)
-        self._assign_state([variable for variable, _ in updates], [value for _, value in updates], finite)
-        return reports
+            phase, minibatch_gpu, seed, index, rounds, images, labels, progress)
+        return reports | self._update(phase, gradients, updates, seed, lrate, progress)
 
-    def _accumulate(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels,
-                    _lrate) -> dict:
+    def _accumulate(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, _lrate,
+                    progress) -> dict:
         gradients, updates, reports = self._gradients(
-            phase, minibatch_gpu, seed, index, rounds, images, labels)
+            phase, minibatch_gpu, seed, index, rounds, images, labels, progress)
+        self._assign_state([(variable, value) for variable, value in updates
+                            if id(unwrap(variable)) in self._sequential], tf.constant(True))
+        updates = [(variable, value) for variable, value in updates
+                   if id(unwrap(variable)) not in self._sequential]
         accumulators = self._accumulators[phase.role]
         self._updated[phase.name] = [variable for variable, _ in updates]
         values = [*gradients, *[value for _, value in updates]]
@@ -356,35 +366,67 @@ class Trainer:
             tf.raw_ops.AssignAddVariableOp(resource=local_handle(variable), value=part)
         return reports
 
-    def _apply(self, phase: Phase, lrate) -> dict:
+    def _apply(self, phase: Phase, seed, lrate, progress) -> dict:
         accumulators = self._accumulators[phase.role]
         count = len(phase.optimizer.variables)
-        finite = phase.optimizer.apply([local_read(variable) for variable in accumulators[:count]], lrate)
-        updated = self._updated[phase.name]
-        self._assign_state(updated, [local_read(accumulators[count + self._state_index(variable)])
-                                     for variable in updated], finite)
+        updates = [(variable, local_read(accumulators[count + self._state_index(variable)]))
+                   for variable in self._updated[phase.name]]
+        gradients = [local_read(variable) for variable in accumulators[:count]]
+        reports = self._update(phase, gradients, updates, seed, lrate, progress)
         for variable in accumulators:
             local_assign(variable, tf.zeros(variable.shape, variable.dtype))
-        return {}
+        return reports
 
-    def _assign_state(self, variables, values, finite) -> None:
+    def _update(self, phase: Phase, gradients, updates, seed, lrate, progress) -> dict:
+        """One step of the optimizer with what hooks make of it, then the new state; what hooks report."""
+        hooks, optimizer = self.update_hooks[phase.role].values(), phase.optimizer
+        if not hooks:
+            self._assign_state(updates, optimizer.apply(gradients, lrate))
+            return {}
+        for number in (phase.index, _UPDATE):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        ctx = StepContext(seed, stage=self.stage, progress=progress)
+        variables = dict(zip(optimizer.names, optimizer.variables, strict=True))
+        gradients = optimizer.average(gradients)
+        if phase.use_loss:
+            named = dict(zip(optimizer.names, gradients, strict=True))
+            values = _values(variables)
+            for hook in hooks:
+                named = hook.gradients(ctx, values, named)
+            gradients = [named[name] for name in optimizer.names]
+        finite = optimizer.apply(gradients, lrate, averaged=True)
+        for hook in hooks:
+            changed = hook.after_update(ctx, _values(variables))
+            self._assign_state([(variables[name], value) for name, value in changed.items()], finite)
+        self._assign_state([*updates, *ctx.updates], finite)
+        return ctx.reports
+
+    def _assign_state(self, updates, finite) -> None:
         """New values of the moving averages and the like: means over replicas, kept out when not finite."""
         ctx = tf.distribute.get_replica_context()
-        for variable, value in zip(variables, values, strict=True):
+        for variable, value in updates:
             value = tf.cast(value, unwrap(variable).dtype)
-            if self.num_replicas > 1:
-                value = ctx.all_reduce(tf.distribute.ReduceOp.MEAN, value)
-            usable = tf.logical_and(finite, tf.reduce_all(tf.math.is_finite(value)))
+            usable = finite
+            if value.dtype.is_floating:
+                if self.num_replicas > 1:
+                    value = ctx.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+                usable = tf.logical_and(finite, tf.reduce_all(tf.math.is_finite(value)))
             local_assign(variable, tf.where(usable, value, local_read(variable)))
 
     def _state_variables(self) -> list:
-        """Variables that a forward pass may update: small ones, not the noise inputs."""
-        own = [variable for network in (self.G, self.D) for variable in network.named_variables().values()
-               if not variable.trainable and len(variable.shape) < 2]
+        """Variables that a forward pass may update and whose values are averaged over rounds.
+
+        Not the noise inputs, which are large.
+        """
+        own = [variable for network in (self.G, self.D)
+               for name, variable in network.named_variables().items()
+               if not variable.trainable and id(unwrap(variable)) not in self._sequential
+               and not _local(name).startswith('noise')]
         return [*own, *self.loss_state.values()]
 
     def _state_index(self, variable) -> int:
-        return next(index for index, other in enumerate(self._state_variables()) if other is variable)
+        return next(index for index, other in enumerate(self._state_variables())
+                    if unwrap(other) is unwrap(variable))
 
     def _make_accumulators(self, phase: Phase) -> None:
         if phase.role not in self._accumulators:
@@ -394,13 +436,15 @@ class Trainer:
                     for variable in [*phase.optimizer.variables, *self._state_variables()]]
 
     def update_average(self, beta: float) -> None:
-        """Gs ← lerp(G, Gs, beta) for the trainables; everything else is copied (ProGAN, appendix A)."""
+        """Gs ← lerp(G, Gs, beta) for the trainables and AVERAGED_STATE; everything else is copied, unless
+        ema_all says otherwise (ProGAN, appendix A)."""
         if 'average' not in self._functions:
             def average(beta):
                 sources, targets = self.G.named_variables(), self.Gs.named_variables()
                 for name, target in targets.items():
                     value = local_read(sources[name])
-                    if target.trainable:
+                    if target.trainable or _local(name) in AVERAGED_STATE or (
+                            self.ema_all and value.dtype.is_floating):
                         value += (local_read(target) - value) * tf.cast(beta, value.dtype)
                     local_assign(target, value)
             self._functions['average'] = tf.function(
@@ -419,7 +463,35 @@ class Trainer:
         for role, optimizer in self.optimizers.items():
             state.update({f'Train{role}/{name}': variable for name, variable in optimizer.state().items()})
         state.update({f'loss/{name}': variable for name, variable in self.loss_state.items()})
+        for role, hooks in self.update_hooks.items():
+            state.update(variables_of(hooks, f'updates/{role}'))
         return state
+
+    def load(self, networks: Sequence[Any]) -> None:
+        """Takes the values of all variables of other layers (G, D, Gs) of the same kind; Adam starts anew."""
+        for target, source in zip((self.G, self.D, self.Gs), networks, strict=True):
+            values = source.named_variables()
+            for name, variable in target.named_variables().items():
+                unwrap(variable).assign(values[name].numpy())
+        self.reset_optimizers()
+
+
+def _values(variables: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """This replica's values of variables, by name."""
+    return {name: tf.ensure_shape(local_read(variable), variable.shape)
+            for name, variable in variables.items()}
+
+
+def _local(name: str) -> str:
+    """The last part of an official name."""
+    return name.rpartition('/')[2]
+
+
+def _label_table(labels, classes, G) -> tf.Tensor | OneHotLabels | None:
+    """What labels of fakes are drawn from, None without labels."""
+    if classes is not None and G.input_shapes[1][1]:
+        return OneHotLabels(classes, G.input_shapes[1][1])
+    return tf.constant(labels, tf.float32) if labels is not None and labels.shape[1] else None
 
 
 def _generator_parts(loss, G, D, kwargs, ctx, minibatch_size, reals, labels):

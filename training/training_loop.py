@@ -1,5 +1,6 @@
 """The training loop: schedule, steps, ticks, snapshots, checkpoints."""
 
+import inspect
 import resource
 import sys
 from typing import Any
@@ -14,10 +15,12 @@ from dnnlib.tflib import autosummary
 from dnnlib.tflib.autosummary import autosummary as report
 from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
+from training import memory
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
 from training.configs import configs_with, network_names
 from training.dataset import Dataset, describe, keep_open, opened_dataset
 from training.freeze import frozen_names
+from training.hooks import Hook, Run, make_hooks, variables_of
 from training.misc import snapshot_grid_size
 from training.schedule import ema_beta, kimg_at_lod, training_schedule
 from training.snapshots import (
@@ -30,6 +33,7 @@ from training.snapshots import (
 from training.trainer import Trainer, is_multiworker, make_strategy
 
 MAX_SKIPPED = 100       # Updates in a row without finite gradients, after which training counts as diverged.
+LARGE = 10 ** 7         # Weights of a generator from which on the memory of a run is estimated.
 CHECK_INTERVAL = 50     # Minibatches between two looks at counters on the device, each of which waits for it.
 
 
@@ -50,6 +54,13 @@ def training_loop(
     G_smoothing: float | None = None,       # Decay of that average per minibatch, instead of the half-life.
     minibatch_repeats: int = 4,             # Minibatches to run before the schedule is looked at again.
     D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
+    D_repeats: int = 1,                     # Updates of D, each on a minibatch of its own, per update of G.
+    ema_start: int = 0,                     # First step, from 1 on, in which the average is no mere copy.
+    ema_after: str = 'D',                   # The average is taken after each update of 'D', or of 'G'.
+    ema_all: bool = False,                  # Average all of its state, as BigGAN-PyTorch does?
+    G_update_args: list = (),               # Hooks into the updates of G, see training.hooks.
+    D_update_args: list = (),               # ... of D.
+    hook_args: list = (),                   # Hooks into the loop.
     reset_opt_for_new_lod: bool = True,     # Reset the optimizers where a layer starts or ends to fade in?
     lazy_regularization: bool = True,       # Evaluate the regularizers less often than the losses?
     G_reg_interval: int | None = 4,         # Minibatches per regularization of G. Ignored unless lazy.
@@ -88,19 +99,28 @@ def training_loop(
         initial_pkl = latest_snapshot(ctx.run_dir) or resume_pkl  # The other file may be gone by now.
     with distribution.scope():
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
+        label_classes = getattr(training_set, 'label_classes', None)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer,
                           *_loss_of(G_loss_args), *_loss_of(D_loss_args),
-                          G_opt_args=G_opt_args, D_opt_args=D_opt_args, labels=training_set.label_table,
+                          G_opt_args=G_opt_args, D_opt_args=D_opt_args, label_classes=label_classes,
+                          labels=training_set.label_table if label_classes is None else None,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
                           D_reg_interval=D_reg_interval, D_first=D_first, seed=seed, G_freeze=G_freeze,
-                          D_freeze=D_freeze)
+                          D_freeze=D_freeze, D_repeats=D_repeats, ema_start=ema_start, ema_after=ema_after,
+                          ema_all=ema_all, G_update_args=G_update_args, D_update_args=D_update_args)
 
     # Everything about the run that is neither a variable nor an argument.
     start_nimg = 0 if has_checkpoint(ctx.run_dir) else int(
         1000 * _start_kimg(resume_pkl, resume_kimg, G, sched_args))
     progress = EasyDict(nimg=start_nimg, step=0, tick=-1, tick_nimg=start_nimg, sched_nimg=start_nimg,
-                        total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint)
-    checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state())
+                        total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint, hooks={})
+    run = Run(trainer, *networks, training_set=training_set, progress=progress, run_dir=ctx.run_dir,
+              seed=seed)
+    hooks = make_hooks(hook_args, Hook, 'hook_args')
+    with distribution.scope():
+        for hook in hooks.values():
+            hook.build(run)
+    checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state() | variables_of(hooks, 'hooks'))
     stored = checkpoint.restore()
     progress.update(stored or {})
     if progress.dataset != training_set.fingerprint:
@@ -112,7 +132,8 @@ def training_loop(
     sched = training_schedule(progress.sched_nimg, **sched_args)
     trainer.set_lod(sched.lod)
 
-    images = ImageSnapshots(training_set, grid_args or {}, G.input_shape[1], seed)
+    images = ImageSnapshots(training_set, _grid_args(grid_args, training_set), G.input_shape[1], seed,
+                            getattr(G.layer, 'latent_distribution', 'normal'))
     snapshots = NetworkSnapshots(networks, keep_snapshots, progress.snapshots)
     metrics = MetricGroup(metric_arg_list)
     writer = autosummary.FileWriter(ctx.run_dir)
@@ -120,8 +141,10 @@ def training_loop(
         G.print_layers()
         D.print_layers()
         _print_frozen(trainer)
+        _print_notes(training_set, dataset_args or {}, networks, sched)
         writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
         writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
+        images.save_reals_by_class()
         sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
         writer.add_images('Images/fakes', sheet, step=progress.nimg)
         start = f' from {start_nimg / 1000:.1f} kimg on' if start_nimg else ''
@@ -133,14 +156,26 @@ def training_loop(
     def save_state() -> None:
         _collect(reports)
         progress.update(moments=autosummary.get_state(), snapshots=snapshots.names,
-                        total_time=time_before + ctx.get_time_since_start())
+                        total_time=time_before + ctx.get_time_since_start(),
+                        hooks={name: hook.state() for name, hook in hooks.items()})
         checkpoint.save(progress, progress.step)
 
+    def call_hooks(event: str, *args: Any) -> None:
+        for hook in hooks.values():
+            getattr(hook, event)(run, *args)
+        if run.rollback is not None:
+            _roll_back(run, resume_pkl)
+
     reports, batches, batch_kind = [], None, None
+    run.writer, run.metrics, run.snapshots, run.sched = writer, metrics, snapshots, sched
+    for name, hook in hooks.items():
+        if name in progress.hooks:
+            hook.set_state(progress.hooks[name])
     maintenance_time = ctx.get_time_since_last_update()
     ctx.update(cur_epoch=progress.nimg // 1000, max_epoch=total_kimg)
     done = progress.nimg >= total_kimg * 1000
     try:
+        call_hooks('start')
         while not done and not ctx.should_stop():
             # The schedule is looked at every few minibatches; a resumed run must not look at other moments.
             if progress.step % minibatch_repeats == 0:
@@ -156,12 +191,18 @@ def training_loop(
                 batch_kind = batch_size, lod_floor = sched.minibatch_size, int(sched.lod)
                 batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment,
                                                             shard=trainer.reader, lod=lod_floor)
-            reals, labels = next(batches)
-            beta = ema_beta(batch_size, G_smoothing_kimg) if G_smoothing is None else G_smoothing
-            reports += trainer.step(progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate,
-                                    sched.D_lrate, beta)
-            progress.nimg += batch_size
+            reals, labels = next(batches) if D_repeats == 1 else zip(
+                *(next(batches) for _ in range(D_repeats)), strict=True)
+            beta = G_smoothing
+            if beta is None:
+                beta = ema_beta(batch_size * (D_repeats if ema_after == 'G' else 1), G_smoothing_kimg)
+            run.sched, run.reports = sched, trainer.step(
+                progress.step, reals, labels, sched.minibatch_gpu, sched.G_lrate, sched.D_lrate, beta,
+                min(progress.nimg / (total_kimg * 1000), 1.0))
+            reports += run.reports
+            progress.nimg += batch_size * D_repeats
             progress.step += 1
+            call_hooks('step')
             done = progress.nimg >= total_kimg * 1000
             if progress.step % CHECK_INTERVAL == 0 or done:
                 _collect(reports)
@@ -183,11 +224,15 @@ def training_loop(
             if done or (image_snapshot_ticks and progress.tick % image_snapshot_ticks == 0):
                 sheet = images.save_fakes(Gs, f'fakes{progress.nimg // 1000:06d}.png', sched.minibatch_gpu)
                 writer.add_images('Images/fakes', sheet, progress.nimg)
+            call_hooks('tick')
             is_snapshot = done or (network_snapshot_ticks and progress.tick % network_snapshot_ticks == 0)
             if is_snapshot:
                 path = snapshots.save(progress.nimg)
-                metrics.run(path, run_dir=ctx.run_dir, data_dir=data_dir, num_gpus=num_gpus)
+                metrics.run(path, run_dir=ctx.run_dir, Gs=Gs, training_set=training_set,
+                            mirror_augment=mirror_augment, strategy=distribution,
+                            minibatch_gpu=sched.minibatch_gpu)
                 metrics.update_autosummaries()
+                call_hooks('snapshot', path)
             autosummary.save_summaries(writer, progress.nimg)
             if is_snapshot:
                 save_state()
@@ -222,13 +267,16 @@ def check_arguments(
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
+    MetricGroup(_others.get('metric_arg_list') or ()).check()   # Not hours later, for want of a file.
     training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
         resolution_log2 = training_set.resolution_log2
         if training_set.label_size:
             _check_conditional(G_args or {}, D_args or {}, D_loss_args or {})
+        if resume_pkl is None:
+            _check_architecture(G_args or {}, training_set.resolution)
         snapshot_grid_size(training_set.shape, (grid_args or {}).get('size', '1080p'))
-        group = (D_args or {}).get('mbstd_group_size', 4)
+        group = _minibatch_group(D_args or {})
         for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
                                             num_gpus=num_gpus)):
             if resume_pkl is None and group > 1 and pieces % min(group, pieces):
@@ -244,6 +292,14 @@ def check_arguments(
         training_set.close()
         raise
     keep_open(training_set, data_dir=data_dir, seed=seed, **(dataset_args or {}))
+
+
+def _minibatch_group(D_args: dict) -> int:
+    """Group size of the minibatch standard deviation of a discriminator, 1 where it has none."""
+    if 'func_name' not in D_args:
+        return D_args.get('mbstd_group_size', 4)
+    parameter = inspect.signature(get_obj_by_name(D_args['func_name'])).parameters.get('mbstd_group_size')
+    return D_args.get('mbstd_group_size', parameter.default) if parameter else 1
 
 
 def _minibatches_gpu(sched_args: dict) -> list[int]:
@@ -305,6 +361,18 @@ def _check_conditional(G_args: dict, D_args: dict, D_loss_args: dict) -> None:
                         'does not have; use one with mapping layers, such as stylegan-f')
 
 
+def _check_architecture(G_args: dict, resolution: int) -> None:
+    """Raises UserError for a resolution that the networks of the configuration have no architecture for."""
+    if 'func_name' not in G_args:
+        return
+    module = sys.modules[get_obj_by_name(G_args['func_name']).__module__]
+    known = getattr(module, 'ARCHITECTURES', None)
+    if isinstance(known, dict) and resolution not in known and not G_args.get('multipliers'):
+        raise UserError(f'the networks of this config are for the resolutions '
+                        f'{", ".join(map(str, sorted(known)))}; choose one by --resolution, or a larger data '
+                        f'set. Received: {resolution}')
+
+
 def _start_kimg(resume_pkl: str | None, resume_kimg: float | None, G: tflib.Network,
                 sched_args: dict) -> float:
     """Progress at the start of a run: as given, as the snapshot is named, or where its networks belong.
@@ -331,6 +399,33 @@ def _loss_of(args: dict) -> tuple:
     """The loss function and its keyword arguments."""
     kwargs = dict(args)
     return get_obj_by_name(kwargs.pop('func_name')), kwargs
+
+
+def _roll_back(run: Run, resume_pkl: str | None) -> None:
+    """Goes back to the weights of a snapshot, as a hook has asked for."""
+    reason, path = run.rollback
+    run.rollback = None
+    path = path or latest_snapshot(run.run_dir) or resume_pkl
+    if path is None:
+        print(f'Warning: {reason}. There is no snapshot yet to go back to; training goes on.')
+        return
+    run.trainer.load([network.layer for network in load_networks(path)])
+    print(f'{reason}. Going back to {path}.', flush=True)
+
+
+def _grid_args(grid_args: dict | None, training_set: Dataset) -> dict:
+    """Size and layout of the sheets; a layout by class becomes 'random' where there are no labels."""
+    return dict(grid_args or {}) if training_set.label_size else {**(grid_args or {}), 'layout': 'random'}
+
+
+def _print_notes(training_set: Dataset, dataset_args: dict, networks: tuple, sched: EasyDict) -> None:
+    """What users of large or conditional networks should know before they wait."""
+    if dataset_args.get('max_label_size') == 'auto' and not training_set.label_size:
+        print('The data set has no labels: the networks are unconditional, they have one class.')
+    # Where memory may be short: it takes seconds to find out.
+    if sum(int(np.prod(variable.shape)) for variable in networks[0].trainables.values()) > LARGE:
+        rounds = sched.minibatch_size // sched.minibatch_gpu
+        print(memory.estimate(networks, sched.minibatch_gpu, rounds))
 
 
 def _print_frozen(trainer: Trainer) -> None:

@@ -1,0 +1,51 @@
+"""How much memory a training run takes, estimated before it starts."""
+
+from typing import Any
+
+import numpy as np
+
+_SAMPLES = 4    # Of the pass that Network.list_ops traces.
+# Operations whose result lies in the memory of their input, or is read where it is.
+_FREE = ('Const', 'Identity', 'Reshape', 'Squeeze', 'ExpandDims', 'ReadVariableOp', 'StopGradient',
+         'Placeholder')
+
+
+def activation_bytes(network: Any) -> float:
+    """Bytes per image of all results of a pass through a network: what its gradient may need."""
+    total = 0
+    for operation in network.list_ops():
+        if operation.type in _FREE:
+            continue
+        for output in operation.outputs:
+            shape = output.shape
+            if output.dtype.is_floating and shape.rank and shape.is_fully_defined() and shape[0] == _SAMPLES:
+                total += int(np.prod(shape)) * output.dtype.size
+    return total / _SAMPLES
+
+
+def state_bytes(networks: Any, rounds: int) -> float:
+    """Bytes of the weights of (G, D, Gs), the state of Adam and, with rounds, the accumulated gradients."""
+    G, D, Gs = (sum(int(np.prod(variable.shape)) for variable in network.trainables.values()) * 4
+                for network in networks)
+    # Weight, two moments, gradient.
+    return (G + D) * (5 if rounds > 1 else 4) + Gs
+
+
+def estimate(networks: Any, minibatch_gpu: int, rounds: int) -> str:
+    """One line for the log.
+
+    Args:
+        networks: (G, D, Gs), tflib.Network.
+        minibatch_gpu: Images that a GPU processes at a time.
+        rounds: How many times per update.
+    """
+    G, D = (activation_bytes(network) for network in networks[:2])
+    # Fakes pass G and D, then D sees fakes and reals at once.
+    activations = minibatch_gpu * max(G + D, 2 * D)
+    state = state_bytes(networks, rounds)
+    return (f'Memory of a GPU, roughly: {_gigabytes(state)} for weights and optimizers, '
+            f'{_gigabytes(activations)} for {minibatch_gpu} images at a time (--minibatch-gpu)')
+
+
+def _gigabytes(count: float) -> str:
+    return f'{count / 2 ** 30:.1f} GB'
