@@ -166,7 +166,7 @@ class RemedyTest(tf.test.TestCase):
         """Steps of a trainer, in rounds: sigma0 of every weight ends at the limit or below it, u1 moves."""
         def largest(hooks):
             subject = trainers.make_trainer(G_update_args=hooks, epsilon=1e-8)
-            trainers.run_steps(subject, 4, steps=4, lrate=0.01)
+            trainers.run_steps(subject, 4, steps=4, lrate=0.03)
             layers = subject.G.normalized_layers()
             return subject, {scope: np.linalg.norm(layer.matrix(layer.weight).numpy(), 2)
                              for scope, layer in layers.items()}

@@ -82,6 +82,8 @@ The demo is done. Look at
   {shown(training / 'log.txt')}   what was printed during training
 The curves in a browser:
   {shown(python.with_name('tensorboard'))} --logdir {shown(result_dir)}
+How good they are, snapshot by snapshot:
+  {shown(python)} run_metrics.py --snapshots={shown(training)} --metrics=fd_efflite0_1k
 More images from the trained network:
   {shown(python)} run_generator.py generate-images --network={shown(network)} --seeds=100-131""")
 
