@@ -107,13 +107,12 @@ def _biggan_to_pickle(files: list[str], out: str | None, overwrite: bool, class_
     _load_tensorflow()
     from dnnlib import tflib
     from dnnlib.tflib.conversion import biggan_import
-    from training.layers_biggan import unused_initial_values
-    names = biggan_import.read_names(class_names) if class_names else None
+    from training.datasets.labels import read_names
+    names = read_names(class_names) if class_names else None
     paths = [file if os.path.isdir(file) else _local(file) for file in files]
     states, notes = biggan_import.load(paths, class_names=names, **options)
     for state in states.values():
-        with unused_initial_values():
-            len(tflib.Network.from_state(state).vars)   # What is written can be read.
+        len(tflib.Network.from_state(state).vars)   # What is written can be read.
         print(f'{state.name}: {state.build_func_name}, '
               + ', '.join(f'{key} {state.static_kwargs[key]}' for key in ('resolution', 'label_size', 'ch')))
     _save_states(states, notes, out)
@@ -127,7 +126,8 @@ def _change_classes(file: str, out: str | None, overwrite: bool, class_names: st
     content = _load_pickle(file)
     from dnnlib.tflib import legacy
     from dnnlib.tflib.conversion import biggan_import
-    names = biggan_import.read_names(class_names) if class_names else None
+    from training.datasets.labels import read_names
+    names = read_names(class_names) if class_names else None
     states = {state.name: state for state in legacy.network_states(content)}
     for note in biggan_import.apply_classes(states, class_names=names, **options):
         print(f'Note: {note}')
@@ -145,9 +145,15 @@ def _pickle_to_biggan(file: str, out: str | None, overwrite: bool, network: str)
     from dnnlib.tflib import legacy
     from dnnlib.tflib.conversion import biggan_export
     try:
-        biggan_export.write(legacy.find_network(content, network), out)
+        state = legacy.find_network(content, network)
+        biggan_export.write(state, out)
     except UserError as error:
         raise UserError(f'{file}: {error}') from None
+    lost = biggan_export.lost_arguments(state)
+    if lost:
+        print('Note: the file does not hold what biggan-to-pickle needs to make the same network of it: '
+              + ' '.join(f'--{key.replace("_", "-")}={value:g}' for key, value in lost.items())
+              + " (BigGAN-PyTorch's scripts: --BN_eps, --SN_eps)")
     _report(out)
 
 

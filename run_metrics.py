@@ -100,6 +100,10 @@ def check_combination(args: Any, networks: Sequence[str]) -> None:
                         'with a folder of images)')
     if args.reals and (args.dataset or args.data_dir):
         raise UserError('--reals takes the place of --data-dir and --dataset; give one of them')
+    if not args.reals and not args.fakes:
+        for name in ('resolution', 'resize'):
+            if getattr(args, name):
+                raise UserError(f'--{name} is for folders of images; data sets have the size of the network')
     if not networks or own:
         for name in ('truncation', 'truncation_mode', 'statistics', 'class_idx'):
             if getattr(args, name) is not None:
@@ -182,10 +186,11 @@ def make_parser() -> flags.Parser:
     add('fakes', flags.path, 'Folder or .zip of generated images, instead of a network', metavar='DIR')
     add('resolution', _size, 'Size that images of folders are brought to (default: as they are, or the most '
                              'frequent one where they differ)')
-    add('resize', help='Filter for that', default='lanczos',
+    add('resize', help='Filter for that (default: lanczos)',
         choices=['box', 'bilinear', 'hamming', 'bicubic', 'lanczos'])
     add('num-gpus', flags.integer(1, 8), 'GPUs, or logical CPUs without a GPU', default=1)
-    add('batch', flags.positive_int, 'Images per GPU at a time (default: 32); does not change results')
+    add('batch', flags.positive_int, 'Images per GPU at a time (default: 32); changes nothing but the '
+                                    'noise of ppl')
     add('num-images', flags.integer(2), 'Images to generate, instead of the count in the names of metrics, '
                                         'which changes with it')
     add('seed', flags.integer(0, MAX_SEED), 'Of latents, labels and noise', default=0)
@@ -195,8 +200,10 @@ def make_parser() -> flags.Parser:
     add('generation', help='Whose definitions, where they differ',
         choices=['stylegan2', 'ada', 'ada-pytorch'], default='stylegan2')
     add('truncation', flags.number(), 'Truncation psi, or threshold of BigGAN (default: off)')
-    add('truncation-mode', help='How BigGAN truncates: resample, scale or std (default: as the network says)')
-    add('statistics', help='Batch statistics of BigGAN: standing, running or batch (default: standing)')
+    add('truncation-mode', help='How BigGAN truncates (default: as the network says)',
+        choices=['resample', 'scale', 'std'])
+    add('statistics', help='Batch statistics of BigGAN (default: standing)',
+        choices=['standing', 'running', 'batch'])
     add('weights-dir', flags.path, 'Folder with the weights of feature networks (default: '
                                    '$STYLEGAN_WEIGHTS_DIR)')
     add('classifiers', help='Of the metric ls: folder, or name of a set in --weights-dir')

@@ -36,8 +36,8 @@ EXAMPLES = [
 
 # What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
 CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
-              'metric_arg_list', 'data_dir', 'dataset_args.dataset', 'dataset_args.label_file',
-              'dataset_args.skip_bad', 'strategy')
+              'metric_arg_list', 'hook_args', 'weights_dir', 'data_dir', 'dataset_args.dataset',
+              'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy')
 
 
 def make_parser() -> flags.Parser:
@@ -53,6 +53,8 @@ def make_parser() -> flags.Parser:
     add('total-kimg', flags.number(0), 'length of the training in thousands of images (default: by config)')
     add('gamma', flags.nonneg_float, 'weight of the R1 regularization (default: by config)')
     add('mirror-augment', bool, 'flip half of the images (default: by config, mostly false)')
+    add('weights-dir', flags.path, 'with --metrics: folder with the weights of feature networks (default: '
+                                   '$STYLEGAN_WEIGHTS_DIR)')
     add('metrics', help='metrics to run on snapshots, comma list such as fid5k,pr5k3 or fd_efflite0_5k, or '
                         'none; run_metrics.py --list shows all (default: none)')
     parser.add_argument('--resume', nargs='?', const='latest', metavar='WHAT',
@@ -60,8 +62,15 @@ def make_parser() -> flags.Parser:
                              'or start from a network-snapshot-*.pkl, which may be https://… or '
                              'gdrive:networks/…')
     add('freeze-d', freeze_d, 'with a snapshot: layers of the discriminator that stay as they are, a number '
-                              'of its highest resolutions (from RGB included) or names, as 32x32,Output')
+                              'of its highest resolutions (of BigGAN: first blocks), from RGB on, or names, '
+                              'as 32x32,Output')
     add('freeze-mapping', bool, 'with a snapshot: the mapping network of the generator stays as it is')
+    add('rollback-on-collapse', bool, 'where an alarm says that the run collapses, go back to the best or '
+                                      'last good snapshot, three times at most (default: false)')
+    add('keep-best', help='metric, such as fid5k or pr5k3_recall, whose best snapshot is kept as '
+                          'network-best.pkl; it is run on snapshots (default: none)')
+    add('sigma-clamp', sigma_clamp, 'BigGAN: bound of the largest singular value of every weight of the '
+                                    'generator, as 2.5, or times the second one, as 1.2x (default: none)')
     add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
     add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
     add('minibatch-size', flags.positive_int, 'samples per step over all GPUs, at every resolution '
@@ -136,11 +145,13 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'image_snapshot_ticks': args.snap,
         'network_snapshot_ticks': args.snap,
         'keep_snapshots': args.keep_snapshots,
+        'weights_dir': _absolute(args.weights_dir),
         **_freeze_changes(args, config),
     }
     if args.metrics is not None:
         from metrics.metric_base import find_metrics
         values['metric_arg_list'] = find_metrics(args.metrics)
+    values.update(_monitor_changes(args, config, values.get('metric_arg_list')))
     changes = _without_none(values)
     if args.smoothing_kimg is not None and config.get('G_smoothing') is not None:
         changes['G_smoothing'] = None  # A half-life takes the place of the factor.
@@ -214,6 +225,63 @@ def freeze_d(text: str) -> int | list[str]:
 freeze_d.metavar = 'N|NAMES'
 
 
+def sigma_clamp(text: str) -> dict[str, float]:
+    """The value of --sigma-clamp: the argument of training.spectral.SigmaClamp that is meant."""
+    match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)(x?)\s*', text)
+    if not match or not float(match[1]):
+        raise UserError(f'expected a number above 0, or a number and x, as 2.5 or 1.2x, received {text!r}')
+    return {'ratio' if match[2] else 'sigma': float(match[1])}
+
+
+sigma_clamp.metavar = 'X|Rx'
+
+
+def _monitor_changes(args: Any, config: dict[str, Any], metrics: list[dict] | None) -> dict[str, Any]:
+    """What watches the run, and what is done about it.
+
+    Args:
+        metrics: Those of --metrics, None where it was not given.
+    """
+    alarm, best = 'training.monitors.CollapseAlarm', 'training.monitors.KeepBest'
+    hooks, changes = [dict(hook) for hook in config.get('hook_args', [])], {}
+    metrics = list(config.get('metric_arg_list', []) if metrics is None else metrics)
+    if args.keep_best is not None:
+        name = args.keep_best.strip()
+        if not any(name == metric['name'] or name.startswith(metric['name'] + '_') for metric in metrics):
+            metrics.append(_metric_of(name))
+            changes['metric_arg_list'] = metrics
+        hooks = [hook for hook in hooks if hook['func_name'] != best] + [dict(func_name=best, metric=name)]
+    if args.rollback_on_collapse is not None:
+        found = [hook for hook in hooks if hook['func_name'] == alarm]
+        if args.rollback_on_collapse and not found:
+            if not metrics:
+                raise UserError('--rollback-on-collapse: only metrics tell a collapse of this config; '
+                                'add --metrics or --keep-best')
+            found = [dict(func_name=alarm)]
+            hooks += found
+        for hook in found:
+            if args.rollback_on_collapse or hook.get('rollback'):
+                hook['rollback'] = args.rollback_on_collapse
+    if hooks != list(config.get('hook_args', [])):
+        changes['hook_args'] = hooks
+    if args.sigma_clamp is not None:
+        if '_biggan' not in config['G_args']['func_name']:
+            raise UserError('--sigma-clamp is for BigGAN, whose weights are spectrally normalized')
+        name = 'training.spectral.SigmaClamp'
+        others = [hook for hook in config.get('G_update_args', []) if hook['func_name'] != name]
+        changes['G_update_args'] = [*others, dict(func_name=name, **args.sigma_clamp)]
+    return changes
+
+
+def _metric_of(name: str) -> dict[str, Any]:
+    """Arguments of the metric that has a result of this name."""
+    from metrics.metric_defaults import better_of, find_metric
+    if not better_of(name):
+        raise UserError(f'--keep-best: neither high nor low values of {name} are better; choose a metric '
+                        'such as fid5k, is5k or pr5k3_recall')
+    return find_metric(re.sub(r'_(precision|recall|mean|avg)$', '', name))
+
+
 def _freeze_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
     """What is not trained. Nothing to freeze is no change where nothing was frozen."""
     given = {'G_freeze': None if args.freeze_mapping is None else ['G_mapping'] * args.freeze_mapping,
@@ -278,8 +346,11 @@ def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     submit_config = load_submit_config(run_dir)
     stored = dict(submit_config.run_func_kwargs)
     kwargs = merge(stored, flag_changes(args, stored))
+    # Latents that change over the training go by its length.
+    annealed = str(stored.get('G_args', {}).get('latent_distribution')).startswith('annealed')
     differences = [f'{key} is {before!r} in the run, {after!r} on the command line'
-                   for key, before, after in _differences(stored, kwargs) if key not in CHANGEABLE]
+                   for key, before, after in _differences(stored, kwargs)
+                   if key not in CHANGEABLE or annealed and key == 'total_kimg']
     if args.config and args.config != submit_config.get('config'):
         differences.insert(0, f'config is {submit_config.get("config")!r} in the run, '
                               f'{args.config!r} on the command line')

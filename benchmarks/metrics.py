@@ -74,7 +74,6 @@ def time_network(name: str, resolution: int, num_images: int, batch: int, repeat
 
     from metrics import feature_nets, weights
     from metrics.evaluation import Evaluation
-    from metrics.frechet_inception_distance import unshared
     from metrics.image_sources import Source
 
     class Images(Source):
@@ -94,7 +93,7 @@ def time_network(name: str, resolution: int, num_images: int, batch: int, repeat
         ev = Evaluation(fakes=Images(), batch=batch)
         extractor = ev.extractor(name)
     images = tf.constant(Images.pixels[:batch])
-    seconds = measure({'metric': lambda: unshared(ev, ev.fakes(num_images), name).all()[-1],
+    seconds = measure({'metric': lambda: ev.features(ev.fakes(num_images), name, keep=False).all()[-1],
                        'plain': lambda: extractor(images)}, repeats)
     return {'metric': [value / num_images for value in seconds['metric']],
             'plain': [value / len(images) for value in seconds['plain']]}

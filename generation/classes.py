@@ -1,6 +1,5 @@
 """Classes on the command line: numbers, ranges and names."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 
 from dnnlib import flags
 from dnnlib.util import UserError, did_you_mean, is_remote_path
+from training.datasets.labels import read_names
 
 if TYPE_CHECKING:
     from dnnlib.tflib import Network
@@ -55,21 +55,6 @@ def class_names(network: 'Network', network_pkl: str | os.PathLike | None = None
         paths = (os.path.join(folder, name) for name in NAME_FILES)
         names = next((read_names(path) for path in paths if os.path.isfile(path)), None)
     return [str(name) for name in names] if names and len(names) == size else None
-
-
-def read_names(path: str | os.PathLike) -> list[str]:
-    """The names in a file. Errors: UserError where it holds something else."""
-    with open(path, encoding='utf-8', errors='replace') as file:
-        text = file.read()
-    if not os.fspath(path).lower().endswith('.json'):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        names = json.loads(text)
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f'{os.fspath(path)}: expected a JSON list of the names of the classes')
-    return names
 
 
 def resolve(tokens: Sequence[int | str], network: 'Network', names: Sequence[str] | None) -> list[int]:

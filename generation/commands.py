@@ -213,7 +213,10 @@ def _neighbours_command(network: str, result_dir: str, **options: Any) -> None:
     if options['spaces'] is None:
         options['spaces'] = neighbours.default_spaces(options['weights_dir'])
     for space in options['spaces']:
-        neighbours.space_function(space, options['weights_dir'])
+        try:
+            neighbours.space_function(space, options['weights_dir'])
+        except UserError as error:
+            raise UserError(f'--features={space}: {error}') from None
     arguments = {name: options.pop(name) for name in ('dataset', 'label_file', 'label_attr')}
     if arguments['dataset'] is not None and options['data_dir'] is None:
         arguments['dataset'] = os.path.abspath(os.path.expanduser(arguments['dataset']))
@@ -273,7 +276,7 @@ def _lods(text: str) -> list[int]:
 
 
 def _spaces(text: str) -> list[str]:
-    known = ('pixels', 'vgg16', 'efflite0', 'inception', 'random')
+    known = ('pixels', 'vgg16', 'resnet50', 'efflite0', 'inception', 'random')
     return list(dict.fromkeys(flags.choice(known)(part.strip()) for part in text.split(',')))
 
 
@@ -390,7 +393,8 @@ def add_commands(parser: flags.Parser) -> None:
     near.add_flag('label-attr', help='Its attribute that serves as label, as of train.py')
     near.add_flag('num-neighbours', flags.integer(1, 1000), 'Of each picture', default=8)
     near.add_flag('features', _spaces, 'Where distances are measured: pixels, vgg16 (its layer fc7), '
-                  'efflite0 or inception (default: pixels, and vgg16 or efflite0 if their weights are here)',
+                  'resnet50 (its average pooling), efflite0 or inception (default: pixels, and vgg16 and '
+                  'resnet50, else efflite0, where their weights are here)',
                   dest='spaces')
     near.add_flag('weights-dir', flags.path, 'Folder with weights of feature networks (default: '
                   '$STYLEGAN_WEIGHTS_DIR)')
@@ -399,7 +403,7 @@ def add_commands(parser: flags.Parser) -> None:
         common.add_network_flag(command)
         common.add_source_flags(command)
     for command in (walk, detail, layers, mixing, near):
-        common.add_psi_flag(command, None)
+        common.add_psi_flag(command, None, latents=command is not near)
     for command in (sweep, detail, layers, plain, mixing, near):
         command.add_flag('scale', flags.integer(1, 64), 'Enlarge pictures by this factor (default: small '
                          'ones to about 128 pixels)')

@@ -56,14 +56,14 @@ def numbers(text: str | Sequence[float]) -> list[float]:
     return [flags.number()(part) for part in text.split(',')] if isinstance(text, str) else list(text)
 
 
-def truncation_value(text: str) -> float:
-    """A truncation of z."""
-    return flags.nonneg_float(text)
+def truncation_value(text: str) -> float | None:
+    """A truncation of z; 'none' is none."""
+    return None if text.strip() == 'none' else flags.nonneg_float(text)
 
 
 def truncation_list(text: str) -> list[float | None]:
     """Truncations of z, separated by commas; 'none' is none."""
-    return [None if part.strip() == 'none' else truncation_value(part) for part in text.split(',')]
+    return [truncation_value(part) for part in text.split(',')]
 
 
 network_path.metavar = 'FILE.pkl'
@@ -89,9 +89,9 @@ def add_source_flags(command: flags.Parser, prefix: str = '', what: str = '') ->
                      'files of run_projector.py --save-latents, with their noise')
 
 
-def add_psi_flag(command: flags.Parser, default: float | None) -> None:
+def add_psi_flag(command: flags.Parser, default: float | None, latents: bool = True) -> None:
     """Adds --truncation-psi. None: the default depends on what is drawn, see `seed_psi` and `file_psi`."""
-    note = '' if default is not None else f' (default: {DEFAULT_PSI}; 1 for --latents)'
+    note = f' (default: {DEFAULT_PSI}{"; 1 for --latents" if latents else ""})' if default is None else ''
     command.add_flag('truncation-psi', float, f'Truncation trick: 1 = off, 0 = the average image{note}',
                      default=default)
 
@@ -193,7 +193,7 @@ def load_classes(network: str, options: dict[str, Any], free_class: bool = False
 def take_sampler_flags(network: Any, options: dict[str, Any]) -> None:
     """Puts the flags of BigGAN into options['sampling']. Errors: UserError for flags of other networks."""
     given = {name: options.pop(name) for name in SAMPLER_FLAGS if name in options}
-    has_flags = bool(given)
+    has_flags, takes_truncation = bool(given), 'truncation' in given
     given = {name: value for name, value in given.items() if value is not None}
     from generation import samplers
     if not samplers.is_biggan(network):
@@ -212,7 +212,12 @@ def take_sampler_flags(network: Any, options: dict[str, Any]) -> None:
         raise UserError('--truncation-psi is for networks with intermediate latents w, network '
                         f'{network.name} ({type(network.layer).__name__}) has none; --truncation bounds '
                         'its z')
+    if 'truncation_mode' in given and 'truncation' not in given and takes_truncation:
+        raise UserError('--truncation-mode says how --truncation is meant, which was not given')
     names = {'statistics_passes': 'passes', 'statistics_batch': 'batch'}
+    if given.keys() & names.keys() and given.get('statistics', 'standing') != 'standing':
+        raise UserError(f'--statistics-passes and --statistics-batch are for standing statistics, received '
+                        f'--statistics={given["statistics"]}')
     given = {names.get(name, name): value for name, value in given.items()}
     options['sampling'] = samplers.check_options(network, given)
 

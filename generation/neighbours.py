@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from training.dataset import Dataset
 
 PIXELS = 'pixels'
-FEATURES = ('vgg16', 'efflite0', 'inception', 'random')     # Of metrics.feature_nets, besides PIXELS.
+# Networks besides: vgg16 with its layer fc7 and resnet50 with its average pooling are those of the paper.
+FEATURES = ('vgg16', 'resnet50', 'efflite0', 'inception', 'random')
 _CHUNK_VALUES = 1 << 22     # Values of training images that are compared at a time.
 
 
@@ -25,16 +26,21 @@ class Neighbours(NamedTuple):
 
 
 def default_spaces(weights_dir: str | None) -> list[str]:
-    """Pixels, and the first feature network that this machine has the weights of: vgg16 or efflite0."""
-    from metrics import feature_nets, weights
-    for name in ('vgg16', 'efflite0'):
-        if weights.find(name, weights_dir):
-            try:
-                feature_nets.find_extractor(name, weights_dir)
-            except UserError:   # Weights of the convolutions alone.
-                continue
-            return [PIXELS, name]
-    return [PIXELS]
+    """Pixels, and those of vgg16 and resnet50 that this machine has the weights of, else efflite0."""
+    found = [name for name in ('vgg16', 'resnet50') if _has_weights(name, weights_dir)]
+    return [PIXELS, *(found or [name for name in ('efflite0',) if _has_weights(name, weights_dir)])]
+
+
+def _has_weights(name: str, weights_dir: str | None) -> bool:
+    from generation import resnet50
+    from metrics import weights
+    if not (resnet50.find(weights_dir) if name == 'resnet50' else weights.find(name, weights_dir)):
+        return False
+    try:
+        space_function(name, weights_dir)
+    except UserError:   # Of vgg16 the convolutions alone.
+        return False
+    return True
 
 
 def space_function(space: str, weights_dir: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
@@ -44,8 +50,12 @@ def space_function(space: str, weights_dir: str | None = None) -> Callable[[np.n
     """
     if space == PIXELS:
         return lambda images: images.reshape(len(images), -1).astype(np.float64)
-    from metrics import feature_nets
-    extractor = feature_nets.find_extractor(space, weights_dir)
+    if space == 'resnet50':
+        from generation.resnet50 import ResNet50
+        extractor = ResNet50(weights_dir)
+    else:
+        from metrics import feature_nets
+        extractor = feature_nets.find_extractor(space, weights_dir)
     # Of RGBA the colors.
     return lambda images: extractor(images[..., :3]).numpy().astype(np.float64)
 

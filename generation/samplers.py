@@ -1,6 +1,7 @@
 """How a generator is sampled: its latents, their truncation and, for BigGAN, its statistics.
 
     sampler = make_sampler(Gs, truncation=0.5)
+    images = sampler.draw(seeds=range(8), classes='Sandal')     # uint8, one class or one for each.
     images = sampler.network.run(sampler.latents(rnd, 8), sampler.labels(rnd, 8), **sampler.run_kwargs)
 """
 
@@ -59,6 +60,32 @@ class Sampler:
         if self.label_size:
             labels[np.arange(n), rnd.randint(self.label_size, size=n)] = 1
         return labels
+
+    def draw(self, seeds: Sequence[int], classes: int | str | Sequence[int | str] | None = None,
+             batch_size: int = 8) -> np.ndarray:
+        """Images uint8 [len(seeds), C, H, W] of seeds; noise, where a network has it, is drawn anew.
+
+        Args:
+            seeds: One image each.
+            classes: Number or name, see classes.class_names; or one for each seed. None = random ones of
+                conditional networks, see `random_pictures`.
+            batch_size: Images at a time.
+
+        Errors: UserError for a class that there is not, and for another number of them.
+        """
+        from generation import classes as naming
+        seeds = list(seeds)
+        if classes is None:
+            return np.stack(list(random_pictures(self, seeds, None, batch_size)))
+        tokens = [classes] * len(seeds) if isinstance(classes, int | str | np.integer) else list(classes)
+        if len(tokens) != len(seeds):
+            raise UserError(f'expected one class or as many as seeds, received {len(tokens)} of '
+                            f'{len(seeds)} seeds')
+        names = naming.class_names(self.network)
+        numbers = [naming.resolve([token if isinstance(token, str) else int(token)], self.network, names)[0]
+                   for token in tokens]
+        labels = naming.class_labels(self.network, numbers)
+        return np.stack(list(pictures(self, self.seed_latents(seeds), labels, batch_size)))
 
     def describe(self) -> dict[str, Any]:
         """How the network is sampled, for records: numbers, texts and None."""
@@ -130,9 +157,13 @@ def check_options(Gs: 'Network', options: dict[str, Any]) -> dict[str, Any]:
     truncation, statistics = options.get('truncation'), options.get('statistics')
     mode = options.get('truncation_mode') or default_mode(Gs)
     distributions.check_truncation(latent_distribution(Gs), truncation, mode)
-    if standing.has_table(Gs) and statistics is None and mode == 'scale' and (truncation or 0) > 1:
-        raise UserError(f'network {Gs.name} has statistics for truncations from 0 to 1, received '
-                        f'{truncation:g}; choose standing statistics')
+    if standing.has_table(Gs) and (mode == 'scale' and statistics is None or statistics == 'running'):
+        if mode != 'scale' and truncation is not None:
+            raise UserError(f'network {Gs.name} has statistics for the truncation mode scale, received '
+                            f'{mode}; choose standing statistics')
+        if (truncation or 0) > 1:
+            raise UserError(f'network {Gs.name} has statistics for truncations from 0 to 1, received '
+                            f'{truncation:g}; choose standing statistics')
     if statistics == 'running' or standing.has_table(Gs) and statistics is None:
         standing.check_running(Gs)
     return options

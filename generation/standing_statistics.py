@@ -8,6 +8,7 @@ sampled. They are kept in the cache directory, by the content of the network and
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,7 @@ def check_running(network: 'Network') -> None:
 
 def with_statistics(network: 'Network', values: dict[str, np.ndarray]) -> 'Network':
     """A clone with these statistics."""
-    from training.layers_biggan import unused_initial_values
-    with unused_initial_values():
-        clone = network.clone()
+    clone = network.clone()
     # Each row of a table, where there is one.
     clone.set_vars({name: np.broadcast_to(value, clone.vars[name].shape) for name, value in values.items()})
     return clone
@@ -211,7 +210,8 @@ def _cached(network: 'Network', key: str, make: Callable[[], dict[str, np.ndarra
                 with dnnlib.util.atomic_write(path) as file:
                     np.savez(file, **{name.replace('/', '|'): value for name, value in found.items()})
                 _prune(folder, path)
-    except (OSError, LockedError):
+    except (OSError, LockedError) as error:
+        print(f'Warning: standing statistics are not kept: {error}', file=sys.stderr)
         return make() if found is None else found
     return found
 

@@ -12,6 +12,8 @@ that neither their number nor the size of the minibatches changes what is measur
 import collections
 import contextlib
 import hashlib
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,11 +27,13 @@ from training.datasets.prefetch import Prefetcher
 from .feature_nets import find_extractor
 from .feature_streams import FeatureStore, FeatureStream
 from .image_streams import DEFAULT_BATCH, ImageNoise, ImageStream, filled, groups, philox, to_rgb
+from .metric_base import Stopped
 from .progress import Progress
 
 __all__ = ['Evaluation', 'FeatureStream', 'ImageNoise', 'ImageStream', 'for_training', 'philox']
 
 BLOCK = 256             # Images whose latents come from one generator of random numbers.
+STOP_EVERY = 2          # Seconds between questions whether to stop.
 IN_FLIGHT = 2           # Minibatches that are computed while results are used.
 
 # How an extractor resizes what it gets.
@@ -53,8 +57,10 @@ class Evaluation:
         cache_dir: Folder of statistics of reals; None = not kept.
         truncation, truncation_mode, statistics: How the generator is sampled, see generation.samplers.
         class_idx: Measure this class alone.
+        class_names: Names of the generator's classes, where the reals do not have them.
         labels: Label table [N, label_size] to draw labels from, if not that of the reals.
         keep_statistics: Keep standing statistics of BigGAN on the disk?
+        should_stop: Asked every few seconds; when it returns True, metric_base.Stopped is raised.
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class Evaluation:
         statistics: str | None = None,
         class_idx: int | None = None,
         labels: np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
         keep_statistics: bool = True,
+        should_stop: Callable[[], bool] | None = None,
     ):
         self.Gs, self._reals, self._fakes = Gs, reals, fakes
         self.seed, self.batch, self.num_images = int(seed), batch or DEFAULT_BATCH, num_images
@@ -90,14 +98,14 @@ class Evaluation:
                              use_cache=keep_statistics)
         self.result_dir: str | None = None      # Where metrics may write pictures.
         self.file_prefix = ''                   # Of such files.
-        self._labels = labels
+        self._labels, self._class_names = labels, class_names
         self._extractors: dict[str, Any] = {}
         self._functions: collections.OrderedDict = collections.OrderedDict()
         self._samplers: dict[tuple, Any] = {}
         self._store = FeatureStore(self, cache_dir)
         self._used: dict[str, Any] = {}         # Facts of the streams of the metric that is computed.
         self._metric: Any = None
-        self._cloned = False
+        self._should_stop, self._asked = should_stop, 0.0
 
     # What is measured.
 
@@ -133,36 +141,60 @@ class Evaluation:
     @property
     def num_classes(self) -> int:
         """Number of classes: label components of the generator, or of the reals without one."""
-        if self.label_size or self.Gs is not None or self._reals is None or self._reals.labels is None:
-            return self.label_size
-        return self._reals.labels.shape[1]
+        return self.label_size if self.Gs is not None or self._reals is None else self._reals.label_size
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, as the reals have them; None where they have none."""
-        names = getattr(self._reals, 'class_names', None)
-        return list(names) if names and (not self.label_size or len(names) == self.label_size) else None
+        """Names of the classes, as the reals or the generator have them; None where neither does."""
+        names = getattr(self._reals, 'class_names', None) or self._class_names
+        return list(names) if names and len(names) == self.num_classes else None
 
     @property
     def label_table(self) -> np.ndarray:
-        """Labels that are drawn for generated images, each row as likely as any other: [rows, label_size]."""
-        if self.class_idx is not None:
-            return np.eye(self.label_size, dtype=np.float32)[[self.class_idx]]
-        table = self._labels
-        if table is None and self._reals is not None:
-            table = self._reals.labels
-        if not self.label_size:
-            return np.zeros([1, 0], np.float32)
-        if table is None or not table.shape[1]:
-            return np.eye(self.label_size, dtype=np.float32)
-        if table.shape[1] != self.label_size:
-            raise UserError(f'network {self.Gs.name} has {self.label_size} classes, the data set '
-                            f'{table.shape[1]}; choose the data set and labels that it was trained with')
-        return table
+        """Labels that are drawn for generated images, each row as likely as any other: [rows, label_size].
+
+        It has a row for each image of the data set; `random_labels` and `distinct_labels` do without it.
+        """
+        num, rows = self._label_rows()
+        return rows(np.arange(num))
+
+    @property
+    def distinct_labels(self) -> np.ndarray:
+        """Labels that generated images may have, each once: [rows, label_size]; one-hot ones by class."""
+        num, rows = self._label_rows()
+        classes = self._reals.classes if rows == getattr(self._reals, 'label_rows', None) else None
+        if classes is not None:
+            return rows(np.unique(classes, return_index=True)[1])
+        return np.unique(rows(np.arange(num)), axis=0)[::-1]
+
+    def _label_rows(self) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+        """(number of rows of the table of labels, indices [n] → labels float32 [n, label_size])."""
+        size = self.label_size
+        if self.class_idx is not None and size:
+            return 1, lambda indices: np.eye(size, dtype=np.float32)[np.full(len(indices), self.class_idx)]
+        if not size:
+            return 1, lambda indices: np.zeros([len(indices), 0], np.float32)
+        if self._labels is not None:
+            found, num, rows = self._labels.shape[1], len(self._labels), lambda indices: self._labels[indices]
+        elif self._reals is not None and self._reals.label_size:
+            found, num, rows = self._reals.label_size, self._reals.num, self._reals.label_rows
+        else:
+            found, num, rows = size, size, lambda indices: np.eye(size, dtype=np.float32)[indices]
+        if found != size:
+            raise UserError(f'network {self.Gs.name} has {size} classes, the data set {found}; choose the '
+                            'data set and labels that it was trained with')
+        return num, rows
 
     def count(self, num: int) -> int:
         """The number of images for a metric that wants `num`."""
         return self.num_images or num
+
+    def num_available(self, with_reals: bool = True) -> dict[str, float]:
+        """How many real and generated images there are."""
+        found = {'generated': self._fakes.num or np.inf if self._fakes is not None else np.inf}
+        if with_reals and self._reals is not None:
+            found['real'] = self._reals.num
+        return found
 
     # Random numbers.
 
@@ -172,8 +204,8 @@ class Evaluation:
 
     def random_labels(self, rng: np.random.RandomState, n: int) -> np.ndarray:
         """Labels as the data set has them: float32 [n, label_size]."""
-        table = self.label_table
-        return table[rng.randint(len(table), size=n)]
+        num, rows = self._label_rows()
+        return rows(rng.randint(num, size=n))
 
     # Images.
 
@@ -194,7 +226,7 @@ class Evaluation:
         if self._reals is None:
             raise UserError(f'{self._who()} compares with real images; give --data-dir and --dataset, or a '
                             'folder by --reals')
-        if classes is None and self.class_idx is not None and self._reals.labels is not None:
+        if classes is None and self.class_idx is not None and self._reals.label_size:
             classes = [self.class_idx]
         if num is not None and not full:
             num = self.count(num)
@@ -227,18 +259,23 @@ class Evaluation:
         if self._fakes is not None and not (synthesize or run_kwargs or truncation != 'default'):
             classes = [int(labels)] if np.ndim(labels) == 0 and labels is not None else None
             stream = self._fakes.stream(num, False, False, classes)
+            if stream.num < num and 'fakes' not in self._used:
+                print(f'Warning: {self._who()}: {stream.num} generated images instead of {num}: compare it '
+                      'only with others of the same count', file=sys.stderr)
             self._used['fakes'] = stream.facts
             return stream
         self.require_network()
         sampler = self.sampler if truncation == 'default' else self.make_sampler(truncation=truncation)
         if np.ndim(labels) == 0 and labels is not None:
             labels = np.repeat(np.eye(self.label_size, dtype=np.float32)[[labels]], num, axis=0)
-        function_key = (id(sampler.network), sampler.network.layer.stage(), name if synthesize else '',
-                        repr(sorted({**sampler.run_kwargs, **run_kwargs}.items())))
-        label_key = None if labels is None else hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
-        key = ('fakes', num, self.seed, name, num_latents, label_key, self.class_idx, function_key)
         network, stage = sampler.network, sampler.network.layer.stage()
         kwargs = {**sampler.run_kwargs, **run_kwargs}
+        drawn_by = stage, name if synthesize else '', repr(sorted(kwargs.items()))
+        function_key = (id(network), *drawn_by)
+        label_key = None if labels is None else hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
+        # Not the number of the network: a clone may come back, or another one take its place.
+        key = ('fakes', num, self.seed, name, num_latents, label_key, self.class_idx, drawn_by,
+               repr(sorted(sampler.describe().items())))
 
         def images(latents, label_rows, seeds):
             ctx = ImageNoise(seeds, stage)
@@ -253,12 +290,12 @@ class Evaluation:
 
     def _fake_inputs(self, sampler: Any, num: int, size: int, name: str, num_latents: int,
                      labels: np.ndarray | None) -> Iterator[tuple[np.ndarray, ...]]:
-        table = self.label_table
+        num_rows, label_rows = self._label_rows()
         dtype = sampler.network.layer.compute_dtype
 
         def block(number):
             rnd = np.random.RandomState(philox('fakes', self.seed, name, number))
-            rows = table[rnd.randint(len(table), size=BLOCK)]
+            rows = label_rows(rnd.randint(num_rows, size=BLOCK))
             seeds = rnd.randint(-2 ** 31, 2 ** 31, [BLOCK, 2], np.int64).astype(np.int32)
             latents = sampler.latents(rnd, BLOCK * num_latents).astype(dtype)
             return latents.reshape(BLOCK, num_latents, -1), rows, seeds
@@ -296,17 +333,27 @@ class Evaluation:
         options = {**self.sampling, **changes}
         key = tuple(sorted(options.items(), key=lambda item: item[0]))
         if key not in self._samplers:
-            while len(self._samplers) >= 2:     # Those of BigGAN are clones.
-                self._samplers.pop(next(iter(self._samplers)))
             sampler = make_sampler(self.require_network(), seed=self.seed, **options)
+            if changes:     # Many of a sweep: the last one stays, beside the one that all metrics use.
+                self._drop_samplers(tuple(sorted(self.sampling.items(), key=lambda item: item[0])))
             self._samplers[key] = sampler
-            self._cloned |= sampler.network is not self.Gs
         return self._samplers[key]
+
+    def _drop_samplers(self, kept: tuple | None = None) -> None:
+        """Forgets samplers but one, and the functions that hold their networks (of BigGAN: clones)."""
+        for key in [key for key in self._samplers if key != kept]:
+            network = self._samplers.pop(key).network
+            if network is not self.Gs and network not in [other.network for other in self._samplers.values()]:
+                for function in [function for function in self._functions if id(network) in _flat(function)]:
+                    del self._functions[function]
 
     def check_sampling(self) -> None:
         """Looks whether the generator can be sampled as was asked for. Errors: UserError."""
-        from generation.samplers import is_biggan
-        if not is_biggan(self.require_network()):   # Whose standing statistics would take their time.
+        from generation.samplers import check_options, is_biggan
+        if is_biggan(self.require_network()):   # Whose standing statistics would take their time.
+            options = {key: value for key, value in self.sampling.items() if key != 'use_cache'}
+            check_options(self.Gs, options)
+        else:
             self.make_sampler()
 
     def run_generator(self, latents: Any, labels: Any = None, ctx: Context | None = None, network: Any = None,
@@ -345,7 +392,7 @@ class Evaluation:
         return self._store.stream(stream, extractor, output, keep)
 
     def map(self, function: Callable, batches: Iterable[tuple[np.ndarray, ...]], total: int, label: str,
-            key: Any = None) -> Iterator[Any]:
+            key: Any = None, unit: str = 'img') -> Iterator[Any]:
         """Results of a function for minibatches, shared among the replicas, in order.
 
         Args:
@@ -354,6 +401,7 @@ class Evaluation:
             total: Rows altogether, for the progress bar.
             label: What is done, for the progress bar.
             key: What the function depends on, so that it is traced once. None = it is traced anew.
+            unit: What rows are, for the progress bar.
 
         Yields: What the function returned, as arrays.
         """
@@ -361,8 +409,9 @@ class Evaluation:
         pending: collections.deque = collections.deque()
         prefetcher = Prefetcher(iter(batches), depth=2 * self.num_replicas)
         try:
-            with self.progress(label, total) as progress:
+            with self.progress(label, total, unit) as progress:
                 for group in groups(prefetcher, self.num_replicas):
+                    self._check_stop()
                     inputs = self._distributed(group, min(self.batch, total))
                     pending.append(([len(arrays[0]) for arrays in group], _call(traced, inputs)))
                     while len(pending) > IN_FLIGHT:
@@ -371,6 +420,13 @@ class Evaluation:
                     yield from self._collected(*pending.popleft(), progress)
         finally:
             prefetcher.close()
+
+    def _check_stop(self) -> None:
+        now = time.monotonic()
+        if self._should_stop is not None and now - self._asked > STOP_EVERY:
+            self._asked = now
+            if self._should_stop():
+                raise Stopped
 
     def _traced(self, function: Callable, key: Any) -> Callable:
         traced = self._functions.get(key) if key is not None else None
@@ -405,29 +461,29 @@ class Evaluation:
     def share(self, other: 'Evaluation | None') -> None:
         """Takes over feature networks and features of reals of another evaluation, of the same strategy."""
         if other is not None:
-            self._extractors, self._store.reals = other._extractors, other._store.reals
+            self._extractors = other._extractors
+            if other.class_idx == self.class_idx:   # Those of a thousand classes would fill the memory.
+                self._store.reals = other._store.reals
             if other.Gs is self.Gs and other.batch == self.batch:
                 self._functions = other._functions
 
-    def progress(self, label: str, total: int) -> Progress:
+    def progress(self, label: str, total: int, unit: str = 'img') -> Progress:
         """A progress bar on a terminal, lines in a log; a context manager with `update(count)`."""
         who = f'{self._metric.name}: ' if self._metric is not None else ''
-        return Progress(who + label, total)
+        return Progress(who + label, total, unit)
 
     @contextlib.contextmanager
     def group(self, metrics: Sequence[Any], result_dir: str | None = None) -> Iterator[None]:
         """Within it, metrics share features of generated images."""
         self.result_dir = result_dir
-        self._samplers.clear()
+        self._drop_samplers()
         names = [metric.extractor for metric in metrics if metric.extractor]
         self._store.shared = {name for name in names if names.count(name) > 1}
         try:
             yield
         finally:
             self._store.clear()
-            if self._cloned:
-                self._functions.clear()     # They hold clones that the next snapshot does not have.
-            self._samplers.clear()
+            self._drop_samplers()   # The next snapshot has other statistics.
 
     @contextlib.contextmanager
     def measuring(self, metric: Any) -> Iterator[None]:
@@ -475,7 +531,10 @@ def for_training(
     if Gs is None:
         import pretrained_networks
         Gs = pretrained_networks.load_network(network_pkl)
+    # Without gradients there is room for more images than in training.
+    batch = None if minibatch_gpu is None else min(max(2 * minibatch_gpu, 8), DEFAULT_BATCH)
     if previous is not None and previous.Gs is Gs:
+        previous.batch = batch or DEFAULT_BATCH     # Growing networks take fewer images as they grow.
         return previous
     if training_set is None:
         from training.dataset import load_dataset
@@ -484,12 +543,15 @@ def for_training(
         from training.trainer import make_strategy
         strategy = make_strategy(num_gpus)
     from .feature_cache import default_directory
-    from .image_sources import DatasetSource
-    # Without gradients there is room for more images than in training.
-    batch = None if minibatch_gpu is None else min(max(2 * minibatch_gpu, 8), DEFAULT_BATCH)
-    return Evaluation(Gs, DatasetSource(training_set), **{
+    from .image_sources import DatasetSource, reduced
+    return Evaluation(Gs, DatasetSource(training_set, reduced(training_set)), **{
         'mirror': mirror_augment, 'strategy': strategy, 'batch': batch, 'cache_dir': default_directory(),
         'keep_statistics': False, **options})
+
+
+def _flat(key: Any) -> list[Any]:
+    """The parts of a key, and of the keys in it."""
+    return tf.nest.flatten(key) if isinstance(key, tuple) else [key]
 
 
 def _call(traced: Any, inputs: list[Any]) -> Any:

@@ -137,6 +137,10 @@ class Extractor:
         """What a softmax makes class probabilities of: [N, classes]."""
         raise UserError(f'the network {self.name} has no classes')
 
+    def logits_of(self, features: Any) -> Any:
+        """What `logits` gives for the images of some features [N, num_features], without another pass."""
+        raise UserError(f'the network {self.name} has no classes')
+
     def __call__(self, images: Any, output: str = 'features') -> tf.Tensor:
         """As `features`, or another method of that form, traced once for all sizes.
 
@@ -202,12 +206,17 @@ class Inception(Extractor):
 
     def logits(self, images: Any, bias: bool = False) -> tf.Tensor:
         """[N, 1008]; without the bias, as the Inception score wants them. Errors: UserError if unknown."""
+        self._check_classes()
+        return self.outputs(images)['logits'] if bias else self.logits_of(self.features(images))
+
+    def logits_of(self, features: Any) -> tf.Tensor:
+        self._check_classes()
+        return tf.matmul(tf.convert_to_tensor(features), self._classes.kernel)
+
+    def _check_classes(self) -> None:
         if 'fc' not in self.available:
             raise UserError(f'{self.file} has no class probabilities, which the Inception score needs; use '
                             'another file of this network')
-        if bias:
-            return self.outputs(images)['logits']
-        return tf.matmul(self.features(images), self._classes.kernel)
 
 
 def _branch(net: _Builder, x: Any, block: str, graph: str, *convs: tuple, start: int = 0) -> Any:
@@ -413,10 +422,14 @@ class EfficientNetLite0(Extractor):
         x = net.conv(x, '_conv_head', 1280, activation='relu6', norm='_bn1')
         x = outputs['features'] = keras.layers.GlobalAveragePooling2D(dtype=net.dtype)(x)
         outputs['logits'] = net.dense(x, '_fc', 1000, optional=True)
+        _, self._classes = net.layers[-1]
         return outputs
 
     def logits(self, images: Any) -> tf.Tensor:
         return self.outputs(images)['logits']
+
+    def logits_of(self, features: Any) -> tf.Tensor:
+        return self._classes(tf.convert_to_tensor(features))
 
     def maps(self, images: Any) -> list[tf.Tensor]:
         """Five feature maps, from fine to coarse, of images enlarged so that no side is below 128."""
@@ -463,10 +476,15 @@ class RandomNet(Extractor):
     def build(self, net: _Builder) -> dict[str, Any]:
         x = net.conv(net.conv(net.input, 'conv0', 32, 3, 2), 'conv1', 64, 3, 2)
         features = keras.layers.GlobalAveragePooling2D(dtype=net.dtype)(x)
-        return {'features': features, 'logits': net.dense(features, 'fc', 10)}
+        logits = net.dense(features, 'fc', 10)
+        _, self._classes = net.layers[-1]
+        return {'features': features, 'logits': logits}
 
     def logits(self, images: Any) -> tf.Tensor:
         return self.outputs(images)['logits']
+
+    def logits_of(self, features: Any) -> tf.Tensor:
+        return self._classes(tf.convert_to_tensor(features))
 
 
 EXTRACTORS: dict[str, type[Extractor]] = {

@@ -79,13 +79,18 @@ class FeatureStream:
         return self.num
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        if self._array is not None or self._keep and self._store.keeps(self._extractor.name):
+        shared = self._keep and self._store.keeps(self._extractor.name)
+        if self._array is not None or shared and self._output != 'logits':
             array = self.all()
             yield from (np.asarray(array[i:i + GATHERED]) for i in range(0, self.num, GATHERED))
         else:
             yield from self._computed()
 
     def _computed(self) -> Iterator[np.ndarray]:
+        if self._output == 'logits' and self._keep and self._store.keeps(self._extractor.name):
+            # Another metric has, or will want, the features: one pass through the network is enough.
+            features = self._store.stream(self._stream, self._extractor.name, 'features')
+            return (np.asarray(self._extractor.logits_of(block)) for block in features)
         return self._store.compute(self._stream, self._extractor, self._output)
 
     def all(self) -> np.ndarray:

@@ -13,7 +13,6 @@ import scipy.linalg
 
 from dnnlib.util import UserError
 
-from .feature_streams import FeatureStream
 from .metric_base import MetricBase
 
 if TYPE_CHECKING:
@@ -82,11 +81,6 @@ def warn_if_few(name: str, num_features: int, **counts: int) -> bool:
     return counts[which] <= num_features
 
 
-def unshared(ev: 'Evaluation', stream: Any, extractor: str, output: str = 'features') -> FeatureStream:
-    """As ev.features, but not kept for other metrics of the group: for one of many sets of images."""
-    return FeatureStream(ev._store, stream, ev.extractor(extractor), output)
-
-
 class FID(MetricBase):
     """Fréchet distance of reals and fakes.
 
@@ -95,6 +89,8 @@ class FID(MetricBase):
         full: All reals once, unflipped?
         extractor: Key of feature_nets.EXTRACTORS; with another than 'inception' it is no FID.
     """
+
+    min_images = 2
 
     def __init__(self, name: str, num_images: int = 50000, full: bool = False, extractor: str = 'inception',
                  **kwargs: Any):
@@ -121,17 +117,23 @@ class ClassFID(MetricBase):
         extractor: Key of feature_nets.EXTRACTORS; with another than 'inception' it is no FID.
     """
 
+    min_images = 2
     max_shown = 100     # Classes in a result line and in TensorBoard.
 
     def __init__(self, name: str, num_images: int = 50000, extractor: str = 'inception', **kwargs: Any):
         super().__init__(name, extractor, **kwargs)
         self.num_images = num_images
 
-    def _evaluate(self, ev: 'Evaluation') -> None:
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
         if not ev.num_classes:
             raise UserError(f'{self.name}: there are no classes; expected a conditional network, or folders '
                             'with a subfolder for each class')
-        names = getattr(ev, 'class_names', None) or [str(i) for i in range(ev.num_classes)]
+
+    def _evaluate(self, ev: 'Evaluation') -> None:
+        self.check_images(ev)
+        names = ev.class_names or [str(i) for i in range(ev.num_classes)]
         classes = range(ev.num_classes) if ev.class_idx is None else [ev.class_idx]
         counts, distances = {}, {}
         for index in classes:
@@ -146,8 +148,12 @@ class ClassFID(MetricBase):
                   file=sys.stderr)
         self._report_result(np.mean(list(distances.values())), '_mean')
         if len(distances) <= self.max_shown:
+            suffixes = {index: re.sub(r'[^\w.-]+', '-', names[index]) for index in distances}
+            taken = ['mean', *suffixes.values()]
             for index, distance in distances.items():
-                self._report_result(distance, '_' + re.sub(r'[^\w.-]+', '-', names[index]))
+                # Names that look alike then, and one that the mean has, get their numbers.
+                is_taken = taken.count(suffixes[index]) > 1
+                self._report_result(distance, f'_{suffixes[index]}' + (f'-{index}' if is_taken else ''))
         self.details.update(covariance_ddof=COVARIANCE_DDOF[ev.generation], classes=[
             dict(index=index, name=names[index], distance=distance, **counts[index])
             for index, distance in distances.items()])
@@ -165,7 +171,8 @@ class ClassFID(MetricBase):
         fakes = ev.fakes(self.num_images, labels=index)
         warn_if_few(self.name, 0, fakes=len(fakes))
         ddof = COVARIANCE_DDOF[ev.generation]
-        moments = [unshared(ev, stream, self.extractor).moments(ddof[i])
+        # Not kept for other metrics: a thousand classes would fill the memory.
+        moments = [ev.features(stream, self.extractor, keep=False).moments(ddof[i])
                    for i, stream in enumerate((reals, fakes))]
         return dict(reals=len(reals), fakes=len(fakes)), frechet_distance(*moments)
 

@@ -29,7 +29,8 @@ class Source:
         name: For results.
         shape: [channels, height, width].
         num: Number of images.
-        labels: float32 [num, label_size], or None.
+        label_size: Number of label components; 0 = no labels.
+        classes: Integers [num], where labels are one-hot; else None.
         resize: What was done to the images before.
         class_names: Names of the label components, or None.
         wraps: May a metric that wants more images than there are begin again?
@@ -38,7 +39,8 @@ class Source:
     name = ''
     shape: Sequence[int] = ()
     num = 0
-    labels: np.ndarray | None = None
+    label_size = 0
+    classes: np.ndarray | None = None
     resize = 'none'
     wraps = False
     class_names: list[str] | None = None
@@ -46,6 +48,10 @@ class Source:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Images, uint8 [n, H, W, C]."""
+        raise NotImplementedError
+
+    def label_rows(self, indices: np.ndarray) -> np.ndarray:
+        """Labels of images: float32 [n, label_size]."""
         raise NotImplementedError
 
     def order(self, position: int, n: int, num: int) -> np.ndarray:
@@ -68,12 +74,21 @@ class Source:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def has_class(self, number: int) -> bool:
+        """Is there an image of a class?"""
+        if self.classes is not None:
+            return bool((self.classes == number).any())
+        return bool((np.argmax(self.label_rows(np.arange(self.num)), axis=1) == number).any())
+
     def indices_of(self, classes: Sequence[int]) -> np.ndarray:
         """Indices of the images of some classes. Errors: UserError where there are none."""
-        if self.labels is None or not self.labels.shape[1]:
+        if not self.label_size:
             raise UserError(f'{self.name} has no classes; give a data set with labels')
-        is_one = np.isin(np.argmax(self.labels, axis=1), list(classes)) & self.labels.any(axis=1)
-        found = np.flatnonzero(is_one)
+        if self.classes is not None:
+            found = np.flatnonzero(np.isin(self.classes, list(classes)))
+        else:
+            labels = self.label_rows(np.arange(self.num))
+            found = np.flatnonzero(np.isin(np.argmax(labels, axis=1), list(classes)) & labels.any(axis=1))
         if not len(found):
             raise UserError(f'{self.name} has no image of class {", ".join(map(str, classes))}')
         return found
@@ -120,6 +135,12 @@ class Source:
         return (np.concatenate(raw)[position - first * 4096:][:n] >> np.uint64(63)).astype(bool)
 
 
+def reduced(dataset: Any) -> str:
+    """What was done to the images of a training.dataset.Dataset before: 'none', or how they were reduced."""
+    available = dataset.full_resolution
+    return 'none' if available == dataset.resolution else f'2x2 averages, {available} to {dataset.resolution}'
+
+
 class DatasetSource(Source):
     """The images of a training.dataset.Dataset; a metric may want more than there are, as officially."""
 
@@ -128,8 +149,11 @@ class DatasetSource(Source):
     def __init__(self, dataset: Any, resize: str = 'none'):
         self._dataset, self.name, self.resize = dataset, dataset.name, resize
         self.shape, self.num = dataset.shape, len(dataset)
-        self.labels = dataset.labels if dataset.label_size else None
+        self.label_size, self.classes = dataset.label_size, dataset.class_indices
         self.class_names = dataset.label_names if dataset.label_size else None
+
+    def label_rows(self, indices):
+        return self._dataset.label_rows(indices)
 
     def read(self, indices):
         parts = [self._dataset.read(indices[i:i + READ])[0] for i in range(0, len(indices), READ)]
@@ -163,8 +187,12 @@ class FolderSource(Source):
         folders = sorted({name.split('/')[0] for name in names if '/' in name})
         if len(folders) > 1 and all('/' in name for name in names):
             self.class_names = folders
-            classes = np.array([folders.index(name.split('/')[0]) for name in names])
-            self.labels = np.eye(len(folders), dtype=np.float32)[classes]
+            numbers = {folder: number for number, folder in enumerate(folders)}
+            self.classes = np.array([numbers[name.split('/')[0]] for name in names])
+            self.label_size = len(folders)
+
+    def label_rows(self, indices):
+        return np.eye(self.label_size, dtype=np.float32)[self.classes[indices]]
 
     def read(self, indices):
         names = [self._store.names[index] for index in indices]

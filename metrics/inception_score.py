@@ -69,6 +69,7 @@ class IS(MetricBase):
                  **kwargs: Any):
         super().__init__(name, extractor, **kwargs)
         self.num_images, self.num_splits = num_images, num_splits
+        self.min_images = num_splits
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         logits = ev.features(ev.fakes(self.num_images), self.extractor, 'logits')

@@ -71,6 +71,8 @@ class KID(MetricBase):
         extractor: Key of feature_nets.EXTRACTORS; with another than 'inception' it is no KID.
     """
 
+    min_images = 2
+
     def __init__(self, name: str, num_images: int = 50000, full: bool = False, num_subsets: int = 100,
                  max_subset_size: int = 1000, extractor: str = 'inception', **kwargs: Any):
         super().__init__(name, extractor, **kwargs)

@@ -212,7 +212,7 @@ class LS(MetricBase):
         count = scores.shape[1]
         threads = min(num_threads(), MAX_THREADS, count)
         with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(threads) as pool, \
-                ev.progress(f'planes in {suffix[1:]}', count) as progress:
+                ev.progress(f'planes in {suffix[1:]}', count, 'planes') as progress:
             warnings.simplefilter('ignore')     # The solver stops after 1000 rounds, as officially.
             entropies = []
             for value in pool.map(entropy, range(count)):

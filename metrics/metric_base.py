@@ -17,11 +17,15 @@ from .metric_defaults import OFFICIAL_METRICS, find_metric, metric_defaults
 if TYPE_CHECKING:
     from .evaluation import Evaluation
 
-__all__ = ['OFFICIAL_METRICS', 'MetricBase', 'MetricGroup', 'find_metrics', 'metric_defaults']
+__all__ = ['OFFICIAL_METRICS', 'MetricBase', 'MetricGroup', 'Stopped', 'find_metrics', 'metric_defaults']
 
 NAME_WIDTH = 29         # Of a snapshot in a result line.
 # Feature network → key of weights.SOURCES, without importing TensorFlow.
 WEIGHTS = {'inception': 'inception', 'vgg16': 'vgg16', 'lpips': 'vgg16', 'efflite0': 'efflite0'}
+
+
+class Stopped(Exception):
+    """Measuring was asked to stop."""
 
 
 class MetricBase:
@@ -40,6 +44,7 @@ class MetricBase:
     needs_reals = True          # False: generated images alone.
     needs_network = False       # True: folders of images are not enough.
     extractors: Sequence[str] = ()  # All feature networks, where there is more than `extractor`.
+    min_images = 1              # Of each kind.
 
     def __init__(self, name: str, extractor: str | None = None, **kwargs: Any):
         if kwargs:
@@ -57,6 +62,15 @@ class MetricBase:
             kind = WEIGHTS.get(name)
             if kind is not None and weights.find(kind, weights_dir) is None:
                 weights.load(kind, (), weights_dir, f'metric {self.name}')  # Says what is missing.
+
+    def check_images(self, ev: 'Evaluation') -> None:
+        """Looks, before anything is computed, for what cannot be measured. Errors: UserError."""
+        wanted = getattr(self, 'num_images', None)
+        for kind, num in ev.num_available(self.needs_reals).items():
+            num = num if wanted is None else min(num, ev.count(wanted))
+            if num < self.min_images:
+                raise UserError(f'metric {self.name} needs at least {self.min_images} {kind} images, '
+                                f'received {num}')
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         """Computes the metric; to be implemented by subclasses."""
@@ -160,6 +174,7 @@ class MetricGroup:
             get_obj_by_name(args['func_name'])(**{key: value for key, value in args.items()
                                                   if key != 'func_name'})
             for args in metric_arg_list]
+        self.stopped = False            # Was the last run asked to stop before it was done?
         self._evaluation: Any = None    # Kept from snapshot to snapshot, with its traced functions.
 
     def check(self, weights_dir: str | None = None) -> None:
@@ -182,17 +197,27 @@ class MetricGroup:
         """
         if not self.metrics:
             return
+        self.stopped = False
+        for metric in self.metrics:
+            metric.results_list = []    # Nobody is to take those of the last network for this one's.
         with _kept_random_state():
             if evaluation is None:
                 from .evaluation import for_training
                 evaluation = self._evaluation = for_training(self._evaluation, network_pkl, **settings)
-            with evaluation.group(self.metrics, run_dir):
-                for metric in self.metrics:
-                    metric.run(evaluation, network_pkl)
-                    if log_results:
-                        print(metric.get_result_str(), flush=True)
-                        if run_dir is not None:
-                            metric.write(run_dir)
+            for metric in self.metrics:
+                metric.check_images(evaluation)
+            try:
+                with evaluation.group(self.metrics, run_dir):
+                    for metric in self.metrics:
+                        metric.run(evaluation, network_pkl)
+                        if log_results:
+                            print(metric.get_result_str(), flush=True)
+                            if run_dir is not None:
+                                metric.write(run_dir)
+            except Stopped:
+                self.stopped = True
+                print(f'Asked to stop: {metric.name} is not measured of {network_pkl}; run_metrics.py can '
+                      'do it later', flush=True)
 
     def results(self) -> dict[str, float]:
         """{name + suffix: value} of all metrics."""

@@ -104,6 +104,7 @@ class MSSSIM(MetricBase):
     """
 
     needs_reals = False
+    min_images = 2
 
     def __init__(self, name: str, num_images: int = 10000, **kwargs: Any):
         super().__init__(name, **kwargs)

@@ -242,7 +242,7 @@ def save_histogram(path: str, lengths: np.ndarray, parts: dict[str, np.ndarray],
     axes.hist(groups, np.linspace(0, max(end, 1e-12), 101), stacked=True, color=['C1', 'C7', 'C1'])
     if np.isfinite(value):
         axes.axvline(value, color='black', linestyle='--', linewidth=1, label=f'{name} {value:.4g}')
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc='upper right')
     axes.set(title=f'Path lengths of {len(lengths)} single images; orange: lowest and highest tenth',
              xlabel='path length (the last bar holds all that are longer)', ylabel='images')
     axes.spines[['top', 'right']].set_visible(False)
@@ -308,7 +308,8 @@ class _Paths:
             images = perceptual_input(self._images(*inputs), self.metric.crop, self.ev.generation)
             return self.extractor.distance(images[0::2], images[1::2])
         minibatches = (self.inputs(i) for i in range(-(-self.num // self.size)))
-        values = list(self.ev.map(function, minibatches, self.num, 'pairs', key=self._key('lengths')))
+        values = list(self.ev.map(function, minibatches, self.num, 'path lengths', key=self._key('lengths'),
+                                  unit='pairs'))
         return np.concatenate(values).astype(np.float64) / self.metric.epsilon ** 2
 
     def save_sheet(self, indices: np.ndarray, path: str) -> None:

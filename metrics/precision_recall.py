@@ -214,11 +214,12 @@ class PR(MetricBase):
         super().__init__(name, extractor, **kwargs)
         self.num_images, self.num_reals = num_images, num_reals or num_images
         self.full, self.nhood_size = full, nhood_size
+        self.min_images = nhood_size + 1
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         reals = ev.features(ev.reals(self.num_reals, full=self.full, wrap=False), self.extractor).all()
         fakes = ev.features(ev.fakes(self.num_images), self.extractor).all()
-        with ev.progress('neighbors', 2 * (len(reals) + len(fakes))) as progress:
+        with ev.progress('neighbors', 2 * (len(reals) + len(fakes)), 'samples') as progress:
             precision, recall = precision_recall(reals, fakes, self.nhood_size, progress.update)
         self._report_result(precision, '_precision')
         self._report_result(recall, '_recall')

@@ -15,7 +15,7 @@ from dnnlib.util import UserError, get_obj_by_name, gfile, is_remote_path
 
 from .evaluation import Evaluation
 from .feature_cache import default_directory
-from .image_sources import DatasetSource, FolderSource, OwnSource
+from .image_sources import DatasetSource, FolderSource, OwnSource, reduced
 from .metric_base import MetricGroup
 from .metric_defaults import better_of
 
@@ -35,7 +35,7 @@ class Settings:
     reals: str | None = None                        # Folders of images.
     fakes: str | None = None
     resolution: tuple[int, int] | None = None       # Of these.
-    resize: str = 'lanczos'
+    resize: str | None = None
     num_gpus: int = 1
     batch: int | None = None
     seed: int = 0
@@ -100,7 +100,7 @@ def dataset_arguments(settings: Settings, network: Any, network_pkl: str | None)
         if settings.data_dir is None and not os.path.isabs(settings.dataset):
             args['data_dir'] = trained.get('data_dir') if settings.dataset != 'pixelart32' else None
     args = {key: value for key, value in args.items() if key not in ('seed', 'verbose')}
-    label_size = network.input_shapes[1][1] if network is not None and network.num_inputs > 1 else 0
+    label_size = label_size_of(network)
     if settings.label_attr is not None:
         args['label_attr'] = settings.label_attr
     if settings.labels is not None:
@@ -114,15 +114,20 @@ def dataset_arguments(settings: Settings, network: Any, network_pkl: str | None)
     return args
 
 
+def label_size_of(network: Any) -> int:
+    """Number of label components of a network; 0 = unconditional, or no network."""
+    return network.input_shapes[1][1] if network is not None and network.num_inputs > 1 else 0
+
+
 def open_reals(settings: Settings, network: Any, network_pkl: str | None) -> Any:
     """The source of real images. Errors: UserError where the data set does not fit the network."""
     if settings.reals is not None:
         size = settings.resolution
         if size is None and network is not None:
             size = int(network.output_shape[3]), int(network.output_shape[2])
-        return FolderSource(settings.reals, size, settings.resize)
+        return FolderSource(settings.reals, size, settings.resize or 'lanczos')
     from training.dataset import load_dataset
-    args, resize = dataset_arguments(settings, network, network_pkl), 'none'
+    args = dataset_arguments(settings, network, network_pkl)
     resolution = args.pop('resolution', None)
     try:
         dataset = load_dataset(**args)
@@ -130,20 +135,19 @@ def open_reals(settings: Settings, network: Any, network_pkl: str | None) -> Any
         if resolution is not None and available > resolution:
             dataset.close()
             dataset = load_dataset(resolution=resolution, **args)
-            resize = f'2x2 averages, {available} to {resolution}'
     except UserError as error:
         raise UserError(f'the real images: {error}') from None
     if network is not None and list(dataset.shape) != [int(size) for size in network.output_shape[1:]]:
         raise UserError(f'network {network.name} draws images of shape {list(network.output_shape[1:])}; '
                         f'those of data set {dataset.name} have {list(dataset.shape)}. Choose the one that '
                         'it was trained with by --data-dir and --dataset')
-    return DatasetSource(dataset, resize)
+    return DatasetSource(dataset, reduced(dataset))
 
 
 def open_fakes(settings: Settings, network: Any) -> Any:
     """The source of generated images that are not simply drawn from a network; None for those that are."""
     if settings.fakes is not None:
-        return FolderSource(settings.fakes, settings.resolution, settings.resize)
+        return FolderSource(settings.fakes, settings.resolution, settings.resize or 'lanczos')
     if settings.own_generator is not None:
         return OwnSource(settings.own_generator, network, settings.seed)
     return None
@@ -187,17 +191,25 @@ def check(networks: Sequence[str], metric_arg_list: Sequence[dict[str, Any]], se
     if settings.class_idx is not None:
         from generation.sampling import class_label
         class_label(network, settings.class_idx)
+    reals = None
     if any(metric.needs_reals for metric in group.metrics):
+        if not networks and settings.reals is None and settings.dataset is None and settings.data_dir is None:
+            raise UserError('there is nothing to compare the images with; give --reals with a folder of real '
+                            'images, or --dataset')
         reals = open_reals(settings, network, networks[0] if networks else None)
         if settings.class_idx is not None:
             reals.indices_of([settings.class_idx])
-    open_fakes(settings, network)
-    label_size = network.input_shapes[1][1] if network is not None and network.num_inputs > 1 else 0
+        elif settings.generator == 'class' and not reals.label_size:
+            raise UserError(f'--generator=class: {reals.name} has no classes; give a data set with labels')
+    fakes = open_fakes(settings, network)
+    label_size = label_size_of(network)
     if settings.generator == 'class' and not label_size:
         raise UserError('--generator=class: the network is unconditional; leave it out')
     if network is not None and settings.own_generator is None:
         Evaluation(network, truncation=settings.truncation, truncation_mode=settings.truncation_mode,
                    statistics=settings.statistics).check_sampling()
+    for metric in group.metrics:
+        metric.check_images(Evaluation(network, reals, fakes))
 
 
 def run(submit_config: dnnlib.SubmitConfig, networks: Sequence[str],
@@ -236,31 +248,69 @@ def run(submit_config: dnnlib.SubmitConfig, networks: Sequence[str],
 def _evaluations(path: str | None, settings: Settings, strategy: Any, reals: dict[str, Any],
                  group: MetricGroup) -> Iterator[tuple[str, Evaluation]]:
     """(label, evaluation) of a network: one, or one per class."""
+    import pretrained_networks
+    from generation.classes import class_names
     with strategy.scope():
         network = load_network(settings, path)
-    needs_reals = any(metric.needs_reals for metric in group.metrics)
     source, mirror = None, False
-    if needs_reals:
-        args = '' if settings.reals else repr(sorted(dataset_arguments(settings, network, path).items(),
-                                                     key=lambda item: item[0]))
-        if args not in reals:
-            reals[args] = open_reals(settings, network, path)
-        source = reals[args]
+    if any(metric.needs_reals for metric in group.metrics) or _draws_labels(settings, network, path):
+        source = _shared_reals(settings, network, path, reals, group)
         trained = settings_of_run(path).get('mirror_augment') if path and not settings.reals else False
         mirror = bool(trained) if settings.mirror_augment is None else settings.mirror_augment
     fakes = open_fakes(settings, network)
+    if fakes is not None and source is not None and list(fakes.shape) != list(source.shape):
+        sizes = [f'{which.name} has images of {which.shape[2]}x{which.shape[1]}' for which in (fakes, source)]
+        print(f'Warning: {", ".join(sizes)}; give --resolution to compare like with like', file=sys.stderr)
+    names = None
+    if network is not None:
+        names = class_names(network, None if pretrained_networks.is_address(path) else path)
     label = path or settings.fakes or settings.own_generator or ''
     cache_dir = (settings.cache_dir or default_directory()) if settings.cache else None
-    classes = range(network.input_shapes[1][1]) if settings.generator == 'class' else [settings.class_idx]
+    classes = range(label_size_of(network)) if settings.generator == 'class' else [settings.class_idx]
     for class_idx in classes:
         name = label
         if settings.generator == 'class':
+            if source is not None and not source.has_class(class_idx):
+                print(f'Warning: {source.name} has no image of class {class_idx}, which is left out',
+                      file=sys.stderr)
+                continue
             name = f'{os.path.splitext(label)[0]}-class{class_idx}.pkl'
         yield name, Evaluation(
             network, source, fakes, seed=settings.seed, batch=settings.batch, generation=settings.generation,
             mirror=mirror, strategy=strategy, weights_dir=settings.weights_dir, cache_dir=cache_dir,
             truncation=settings.truncation, truncation_mode=settings.truncation_mode,
-            statistics=settings.statistics, class_idx=class_idx)
+            statistics=settings.statistics, class_idx=class_idx, class_names=names)
+
+
+def _draws_labels(settings: Settings, network: Any, path: str | None) -> bool:
+    """Do labels come from a data set although no metric compares with reals?"""
+    if not label_size_of(network) or settings.class_idx is not None or settings.generator == 'class':
+        return False
+    is_given = settings.dataset or settings.data_dir or settings.reals
+    return bool(is_given or settings.own_generator is None and settings_of_run(path))
+
+
+def _shared_reals(settings: Settings, network: Any, path: str | None, reals: dict[str, Any],
+                  group: MetricGroup) -> Any:
+    """The source of real images, opened once for all networks that it suits.
+
+    Where it is there for the labels alone it may be missing: None, with a warning.
+    """
+    args = '' if settings.reals else repr(sorted(dataset_arguments(settings, network, path).items(),
+                                                 key=lambda item: item[0]))
+    if args not in reals:
+        try:
+            reals[args] = open_reals(settings, network, path)
+            if not any(metric.needs_reals for metric in group.metrics) and \
+                    reals[args].label_size != label_size_of(network):
+                raise UserError(f'{reals[args].name} has not the labels of the network')
+        except (UserError, OSError) as error:
+            if any(metric.needs_reals for metric in group.metrics):
+                raise
+            print(f'Warning: all classes are drawn equally often, not as in the data set: {error}',
+                  file=sys.stderr)
+            reals[args] = None
+    return reals[args]
 
 
 def _short(label: str) -> str:

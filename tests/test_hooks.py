@@ -1,22 +1,28 @@
 """Hooks into updates and the loop: what they are given, what becomes of it, that a run resumes exactly."""
 
+import json
 import os
 import pathlib
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
+from generation import classes
+from metrics.metric_base import MetricGroup
 from tests import test_training_biggan as biggan
 from tests import training_testutil as util
 from training.configs import find_config, merge
 from training.hooks import Hook, UpdateHook
+from training.snapshots import load_networks
+from training.trainer import Trainer
 
 # 8×8 images of the embedded data set, of two minibatches of 8 per step; 128 images are 8 steps.
 SMALL = dict(
     G_args=dict(biggan.G_ARGS), D_args=dict(biggan.D_ARGS),
     sched_args=dict(minibatch_size_base=8, minibatch_gpu_base=4, tick_kimg_base=0.06),
     dataset_args=dict(resolution=8), grid_args=dict(size='4x2'), D_repeats=2, ema_start=3, total_kimg=0.128,
-    image_snapshot_ticks=1, network_snapshot_ticks=1, minibatch_repeats=1)
+    hook_args=[], image_snapshot_ticks=1, network_snapshot_ticks=1, minibatch_repeats=1)
 TRACKED = 'Block0/Conv0/weight'
 
 
@@ -47,7 +53,18 @@ class Clamp(UpdateHook):
         return {TRACKED: tf.clip_by_value(values[TRACKED], -self.bound, self.bound)}
 
 
+def run_eagerly(test: tf.test.TestCase) -> None:
+    """Without tracing, which takes most of the time of a short test."""
+    tf.config.run_functions_eagerly(True)
+    test.addCleanup(tf.config.run_functions_eagerly, False)
+
+
 class UpdateHookTest(tf.test.TestCase):
+    """In single updates; test_resume_bit_for_bit has hooks in traced functions."""
+
+    def setUp(self):
+        super().setUp()
+        run_eagerly(self)
 
     def test_gradients_weights_and_variables(self):
         hooked = dict(G_update_args=[Clamp(0.05)], D_update_args=(), D_repeats=1)
@@ -174,14 +191,33 @@ class RunTest(util.RunTest):
         final = [pathlib.Path(path, 'network-final.pkl').read_bytes() for path in (whole.run_dir, run_dir)]
         self.assertEqual(*final)
         self.assertIn('reals_by_class.png', util.files(run_dir))
+        names = json.loads(pathlib.Path(run_dir, 'class_names.json').read_text())
+        G, _, Gs = load_networks(os.path.join(run_dir, 'network-final.pkl'))
+        self.assertEqual((G.static_kwargs.class_names, classes.class_names(Gs)), (names, names))
+        self.assertIn(f'class {names[-1]}: ', pathlib.Path(run_dir, 'log.txt').read_text())
+
+    def test_what_a_step_is_given(self):
+        """Minibatches that are all different, a moving average by the images of a step, the progress."""
+        steps = []
+        with mock.patch.object(Trainer, 'step', lambda _self, *args: steps.append(args) or []):
+            train(self.folder(), G_smoothing=None, G_smoothing_kimg=0.1)
+        self.assertEqual([step[0] for step in steps], list(range(8)))
+        self.assertAllClose([step[7] for step in steps], np.arange(8) / 8)
+        self.assertAllClose([step[6] for step in steps], [0.5 ** (16 / 100)] * 8)
+        images = {part.tobytes() for step in steps for part in step[1]}
+        self.assertLen(images, 16)
+        self.assertEqual([len(part) for step in steps for part in step[2]], [8] * 16)
 
     def test_rollback(self):
-        recorder = dict(func_name='tests.test_hooks.Recorder', rollback_at=6)
-        progress = train(self.folder(), hook_args=[recorder], dataset_args=dict(max_label_size=0))
+        run_eagerly(self)
+        recorder = dict(func_name='tests.test_hooks.Recorder', rollback_at=2)
+        with mock.patch.object(MetricGroup, 'run') as measured:
+            progress = train(self.folder(), hook_args=[recorder], dataset_args=dict(max_label_size=0),
+                             weights_dir='weights', total_kimg=0.064, sched_args=dict(minibatch_gpu_base=8))
+        self.assertEqual([call.kwargs['weights_dir'] for call in measured.call_args_list], ['weights'] * 2)
         log = pathlib.Path(progress.run_dir, 'log.txt').read_text()
         self.assertIn('Test: it has collapsed. Going back to ', log)
         self.assertIn('network-best.pkl', log)
-        from training.snapshots import load_networks
         best, final = (load_networks(os.path.join(progress.run_dir, name))
                        for name in ('network-best.pkl', 'network-final.pkl'))
         for one, two in zip(best, final, strict=True):

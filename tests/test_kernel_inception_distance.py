@@ -53,6 +53,10 @@ class KernelDistanceTest(tf.test.TestCase):
         x, y = rnd.randn(40, 8), rnd.randn(30, 8)
         expected = kernel_distance(x[np.random.RandomState(1).choice(40, 30, replace=False)], y)
         self.assertAllClose(subset_distances(y, x, np.random.RandomState(1), 1), [expected], 1e-9, 0)
+        order = np.random.RandomState(1)
+        fakes = y[order.choice(30, 30, replace=False)]
+        expected = kernel_distance(fakes, x[order.choice(40, 30, replace=False)])
+        self.assertAllClose(subset_distances(x, y, np.random.RandomState(1), 1), [expected], 1e-9, 0)
 
     def test_mistakes(self):
         rnd = np.random.RandomState(0)
@@ -73,3 +77,7 @@ class KernelDistanceTest(tf.test.TestCase):
         self.assertEqual([record[key] for key in ('num_reals', 'num_subsets', 'subset_size')], [40, 50, 20])
         self.assertIn(' kd_random ', metric.get_result_str())
         self.assertRegex(metric.get_result_str(), r' kd_random -?\d+\.\d{8}$')
+        # Where there are too few reals none comes twice: then the estimate were biased.
+        metric = KID('kd_random_50', 50, extractor='random')
+        measure(metric, reals=ArraySource(reals, wraps=True), fakes=ArraySource(fakes))
+        self.assertEqual(metric.record()['num_reals'], 40)

@@ -116,6 +116,16 @@ class TruncationTest(tf.test.TestCase):
         self.assertAllEqual(self.sample(3, name='uniform'), self.sample(name='uniform'))
         self.assertAllEqual(self.sample(0.5, name='censored_normal'), np.maximum(self.sample(0.5), 0))
         self.assertLessEqual(np.abs(self.sample(0.5, name='normal_bernoulli')).max(), 0.5)
+        # The bound is one of the elements, whatever their deviation.
+        for scale in (0.5, 3):
+            values = self.sample(1, name=f'random_scale:{scale},{scale}')
+            expected = stats.truncnorm(-1 / scale, 1 / scale, scale=scale)
+            self.assertGreater(stats.kstest(values.ravel().astype(np.float64), expected.cdf).pvalue, 1e-3)
+        self.assertLessEqual(np.abs(self.sample(0.3, name='random_scale')).max(), np.float32(0.3))
+        for mode in latents.TRUNCATION_MODES:
+            values = self.sample(0.3, mode, name='half_bernoulli')
+            self.assertEqual(set(np.unique(values[:, 2:])), {0, 1})
+            self.assertAllEqual(np.abs(values[:, :2]), np.abs(self.sample(0.3, mode, shape=(3000, 2))))
 
     def test_mistakes(self):
         for args, name, message in [((-1,), 'normal', 'from 0 on'), ((float('nan'),), 'normal', 'from 0 on'),

@@ -10,6 +10,7 @@ import tensorflow as tf
 from custom_ops import upsample_2d
 from tests import biggan_testutil, testutil
 from tests.biggan_testutil import CollectingContext
+from training import layers_biggan
 from training.context import Context
 from training.layers_biggan import (
     Attention,
@@ -19,10 +20,10 @@ from training.layers_biggan import (
     Dense,
     Embedding,
     Options,
+    Orthogonal,
     Pass,
     attend,
     batch_moments,
-    unused_initial_values,
 )
 
 DOUBLE = Options(dtype='float64', init='xavier')
@@ -264,12 +265,28 @@ class AttentionTest(tf.test.TestCase):
 
 class InitialValuesTest(tf.test.TestCase):
 
-    def test_unused(self):
-        """Not computed where they are replaced at once."""
-        with unused_initial_values():
-            layer = Dense('it', 4, 4, Options())
-        self.assertAllEqual(layer.weight, np.zeros([4, 4]))
-        self.assertNotAllEqual(Dense('it', 4, 4, Options()).weight, np.zeros([4, 4]))
+    def test_orthogonal(self):
+        """Orthonormal rows or columns, of the distribution that all rotations leave as it is."""
+        for dtype, tolerance in ((tf.float64, 1e-12), (tf.float32, 1e-5)):
+            for shape in ((3, 3, 8, 12), (6, 6), (10, 4), (4, 10)):
+                matrix = tf.reshape(Orthogonal()(shape, dtype), [-1, shape[-1]]).numpy()
+                if matrix.shape[0] < matrix.shape[1]:
+                    matrix = matrix.T
+                self.assertAllClose(matrix.T @ matrix, np.eye(matrix.shape[1]), rtol=0, atol=tolerance)
+        for shape in ((2, 2), (4, 2)):
+            found = np.stack([Orthogonal()(shape).numpy() for _ in range(400)])
+            self.assertAllClose(found.mean(0), np.zeros(shape), rtol=0, atol=0.15)
+            self.assertAllClose(np.square(found).mean(0), np.full(shape, 1 / shape[0]), rtol=0, atol=0.1)
+
+    def test_signs(self):
+        """Both ways give the factor whose R has a positive diagonal."""
+        matrix = tf.random.stateless_normal([40, 8], [1, 2], dtype=tf.float64)
+        for rows in (8, 12, 40):
+            q, part = layers_biggan._orthonormal(matrix[:rows], tf.float64).numpy(), matrix[:rows].numpy()
+            r = q.T @ part
+            self.assertAllClose(q @ r, part)
+            self.assertAllClose(r, np.triu(r))
+            self.assertGreater(np.diag(r).min(), 0)
 
 
 # Half of the batch on each of two devices, and the whole of it on one.

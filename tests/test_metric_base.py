@@ -54,6 +54,9 @@ class FakeEvaluation:
     def measuring(self, metric):
         yield
 
+    def num_available(self, with_reals):
+        return {'generated': np.inf}
+
     def facts(self, metric):
         return {'seed': 5, 'extractor': metric.extractor}
 

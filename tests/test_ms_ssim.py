@@ -123,5 +123,5 @@ class MetricTest(tf.test.TestCase):
         expected = ms_ssim.ms_ssim(images[0:8:2], images[1:8:2]).mean()
         self.assertAllClose(metric.results(), {'msssim1k': expected})
         self.assertFalse(metric.needs_reals)
-        with self.assertRaisesRegex(UserError, 'msssim1: expected at least two images, received 1'):
+        with self.assertRaisesRegex(UserError, 'msssim1 needs at least 2 generated images, received 1'):
             self.evaluate(images, name='msssim1')

@@ -4,6 +4,7 @@ import contextlib
 import io
 import threading
 import warnings
+from unittest import mock
 
 import keras
 import numpy as np
@@ -378,7 +379,7 @@ class VariablesTest(tf.test.TestCase):
                             G.run(z, None, truncation_psi=1, randomize_noise=False), 1e-4, 1e-5)
         # A synthesis network of another form keeps what has the same name and shape.
         skipped = G.convert(architecture='resnet')
-        self.assertIn('G_synthesis/8x8/Skip/weight', skipped.vars)
+        self.assertNear(np.std(skipped.get_var('G_synthesis/8x8/Skip/weight')), 1, 0.3)     # A new one.
         name = 'G_synthesis/8x8/Conv1/weight'
         self.assertAllEqual(skipped.get_var(name), G.get_var(name))
         with self.assertRaisesRegex(UserError, 'that do not fit: .*expected shape'):
@@ -387,6 +388,25 @@ class VariablesTest(tf.test.TestCase):
             G.convert(np.zeros)
         D = tflib.Network('D', 'networks.D_paper', resolution=8, fmap_base=32, fmap_max=8)
         self.assertEqual((D.func_name, D.version), ('training.networks_progan.D_paper', 2))
+
+    def test_values_that_are_replaced_are_not_computed(self):
+        """Those of a clone, and of a network that is loaded; nothing else gets zeros."""
+        G, drawn = generator(), []
+        state = G.state()
+        call = keras.initializers.RandomNormal.__call__
+
+        def counted(initializer, shape, dtype=None):
+            drawn.append(shape)
+            return call(initializer, shape, dtype)
+        with mock.patch.object(keras.initializers.RandomNormal, '__call__', counted):
+            others = [G.clone('Gs'), tflib.Network.from_state(state)]
+            self.assertEmpty(drawn)
+            fresh = generator()
+        self.assertNotEmpty(drawn)
+        for other in others:
+            self.assertAllEqual(other.get_var('G_synthesis/8x8/Conv1/weight'),
+                                G.get_var('G_synthesis/8x8/Conv1/weight'))
+        self.assertGreater(np.std(fresh.get_var('G_synthesis/8x8/Conv1/weight')), 0.5)
 
     def test_moving_average(self):
         G = generator('G')

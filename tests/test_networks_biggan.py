@@ -13,6 +13,7 @@ from tests import biggan_testutil, testutil
 from tests.biggan_testutil import CollectingContext, below, convert, one_hot
 from training import networks_biggan
 from training.context import Context, StepContext
+from training.layers import planned_variables
 from training.networks_biggan import Architecture, D_biggan, G_biggan
 
 FILES = ('r32_flat', 'r32_hier', 'r32_unshared', 'r64_hier_attn', 'r128_hier_attn')
@@ -238,7 +239,7 @@ class SizesTest(tf.test.TestCase):
 
     def plan(self, network_class, **kwargs):
         """{name: shape} of the trainables, without their memory, and the network."""
-        with tf.Graph().as_default():
+        with planned_variables():
             network = network_class(**{'label_size': 1000, **kwargs})
         return {name: tuple(var.shape) for name, var in network.named_trainables().items()}, network
 
@@ -325,7 +326,7 @@ class SizesTest(tf.test.TestCase):
                 ('label_size must be', D_biggan, dict(label_size=-1)),
                 ('ch must be', G_biggan, dict(ch=0)),
                 ('dropout', D_biggan, dict(dropout=1.0))):
-            with self.subTest(text), self.assertRaisesRegex(UserError, text), tf.Graph().as_default():
+            with self.subTest(text), self.assertRaisesRegex(UserError, text), planned_variables():
                 network_class(**{'ch': 8, 'label_size': 2, **kwargs})
         G = G_biggan(resolution=32, ch=1, label_size=2)
         with self.assertRaisesRegex(UserError, 'statistics must be one of'):

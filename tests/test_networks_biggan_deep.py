@@ -9,12 +9,13 @@ from dnnlib import tflib
 from dnnlib.util import UserError
 from tests import biggan_testutil, testutil
 from tests.biggan_testutil import CollectingContext, one_hot
+from training.layers import planned_variables
 from training.networks_biggan_deep import ARCHITECTURES, D_biggan_deep, G_biggan_deep
 
 
 def plan(network_class, **kwargs):
     """{name: shape} of the trainables, without their memory, and the network."""
-    with tf.Graph().as_default():
+    with planned_variables():
         network = network_class(**kwargs)
     return {name: tuple(var.shape) for name, var in network.named_trainables().items()}, network
 

@@ -165,11 +165,15 @@ class MetricTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.Gs = golden_generator()
+        cls.evaluations = {}        # Whose traced functions serve again.
 
-    def evaluate(self, name='ppl_wend', Gs=None, batch=8, seed=0, generation='stylegan2', **kwargs):
+    def evaluate(self, name='ppl_wend', Gs=None, batch=8, seed=0, generation='stylegan2', share=True,
+                 **kwargs):
         """(metric, evaluation) after a run."""
         ev = Evaluation(Gs or self.Gs, batch=batch, seed=seed, generation=generation)
         ev._extractors['lpips'] = SquaredDifference()
+        if share and Gs is None:
+            ev.share(self.evaluations.setdefault(batch, ev))
         group = MetricGroup([dict(func_name='metrics.perceptual_path_length.PPL', name=name,
                                   **{'num_samples': 11, **kwargs})])
         group.run('network.pkl', kwargs.get('distribution') and tempfile.mkdtemp(dir=self.get_temp_dir()),
@@ -235,7 +239,7 @@ class MetricTest(tf.test.TestCase):
     def test_diverged(self):
         with unittest.mock.patch.object(SquaredDifference, 'distance',
                                         lambda self, a, b: tf.fill([a.shape[0]], np.nan)):
-            metric, _ = self.evaluate(distribution=True)
+            metric, _ = self.evaluate(distribution=True, share=False)
         self.assertEqual(metric.results()['ppl_wend'], np.inf)
         self.assertEndsWith(metric.get_result_str(), 'ppl_wend inf')
         self.assertEqual(set(metric.details['percentiles'].values()), {np.inf})

@@ -20,7 +20,7 @@ from dnnlib.util import UserError
 from metrics import runs
 from metrics.evaluation import Evaluation
 from metrics.image_sources import DatasetSource
-from metrics.metric_base import find_metrics
+from metrics.metric_base import MetricGroup, find_metrics
 from tests import testutil
 from tests import training_testutil as util
 from training.dataset import load_dataset
@@ -35,7 +35,7 @@ def flags_of(*args):
 
 def measure(*args):
     """Runs the script in this process; returns (run directory, what it printed)."""
-    args = flags_of(*args)
+    args = flags_of('--batch=8', *args)      # Less to trace.
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
         run_metrics.run(args)
     return max(pathlib.Path(args.result_dir).iterdir()), out.getvalue()
@@ -79,6 +79,7 @@ class RunTest(util.RunTest, parameterized.TestCase):
         self.assertEqual({record['snapshot_pkl'] for record in records}, set(self.snapshots))
         self.assertEqual((records[0]['num_reals'], records[0]['num_fakes']), (40, 40))
         self.assertTrue(records[0]['mirror'])
+        self.assertEqual(records[0]['resize_filter']['reals'], '2x2 averages, 32 to 8')
         lines = pathlib.Path(self.run_dir, f'metric-{FD}.txt').read_text(encoding='utf-8').splitlines()
         self.assertRegex(lines[0], rf'^network-snapshot-\d+        time \S+ +{FD} \d+\.\d{{4}}$')
         self.assertIn(lines[0], pathlib.Path(self.run_dir, 'log.txt').read_text(encoding='utf-8'))
@@ -95,13 +96,13 @@ class RunTest(util.RunTest, parameterized.TestCase):
         legacy.save_pkl(tuple(network.state() for network in networks),
                         os.path.join(run_dir, 'network-snapshot-000012.pkl'))
         result_dir, out = measure(f'--snapshots={run_dir}', f'--metrics={FD},pr_random_30',
-                                  f'--result-dir={self.folder()}', '--batch=8')
+                                  f'--result-dir={self.folder()}')
         records, trained = self.records(result_dir), self.records(self.run_dir)[-1]
         self.assertEqual([pathlib.Path(record['snapshot_pkl']).name for record in records],
                          ['network-snapshot-000000.pkl', 'network-snapshot-000012.pkl'])
         self.assertNear(records[0]['results'][FD], trained['results'][FD], 1e-4 * trained['results'][FD])
         self.assertNotEqual(records[0]['results'], records[1]['results'])
-        self.assertEqual(records[1]['reals']['fingerprint'], trained['reals']['fingerprint'])
+        self.assertEqual(records[1]['reals'], trained['reals'])
         self.assertEqual((records[1]['seed'], records[1]['mirror'], records[1]['num_gpus']), (0, True, 1))
         self.assertTrue({f'metric-{FD}.png', f'metric-{FD}.txt', 'metric-pr_random_30_recall.png',
                          'log.txt', '_finished.txt'} <= set(os.listdir(result_dir)))
@@ -142,6 +143,26 @@ class RunTest(util.RunTest, parameterized.TestCase):
         only = value('--class=2')
         self.assertEqual((only['class'], only['reals']['classes']), (2, [2]))
 
+    def test_labels_of_the_data_set(self):
+        """Also metrics without reals draw labels as often as the data set has them, as during training."""
+        def table(*args):
+            settings = runs.Settings(**{'batch': 8, **dict(args)})
+            group = MetricGroup(find_metrics('is_random_20'))
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                (_, ev), = runs._evaluations(network, settings, tf.distribute.get_strategy(), {}, group)
+            return ev.label_table, stderr.getvalue()
+        network = self.snapshots[-1]
+        expected = load_dataset(resolution=8, max_label_size='full').labels
+        self.assertAllEqual(table()[0], expected)
+        self.assertLen(table(('class_idx', 1))[0], 1)
+        network = os.path.join(self.folder(), 'network.pkl')
+        shutil.copy(self.snapshots[-1], network)    # Of a training that nobody knows.
+        self.assertEqual(table()[1], '')
+        self.assertAllEqual(table()[0], np.eye(expected.shape[1]))
+        rows, message = table(('dataset', '/nothing'))
+        self.assertAllEqual(rows, np.eye(expected.shape[1]))
+        self.assertIn('Warning: all classes are drawn equally often', message)
+
     def test_class_by_class(self):
         result_dir, _ = measure(f'--network={self.snapshots[-1]}', '--metrics=fd_random_8',
                                 '--generator=class', f'--result-dir={self.folder()}')
@@ -174,6 +195,16 @@ class RunTest(util.RunTest, parameterized.TestCase):
         result_dir, _ = measure(f'--reals={first}', f'--fakes={other}', f'--metrics={FD}', '--resolution=16',
                                 '--resize=box', f'--result-dir={self.folder()}')
         self.assertEqual(self.records(result_dir)[0]['resize_filter']['fakes'], 'center-crop, box to 16x16')
+        larger = self.folder()
+        PIL.Image.new('RGB', (16, 16)).save(os.path.join(larger, 'a.png'))
+        PIL.Image.new('RGB', (16, 16), 'red').save(os.path.join(larger, 'b.png'))
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            args = flags_of(f'--reals={first}', f'--fakes={larger}', f'--metrics={FD}',
+                            f'--result-dir={self.folder()}')
+            with contextlib.redirect_stdout(stderr):
+                run_metrics.run(args)
+        for text in ('images of 16x16', 'of 8x8', '2 generated images instead of 40'):
+            self.assertIn(text, stderr.getvalue())
         result_dir, _ = measure('--dataset=pixelart32', f'--fakes={other}', f'--metrics={FD}',
                                 f'--result-dir={self.folder()}')
         self.assertEqual(self.records(result_dir)[0]['num_reals'], 40)
@@ -185,6 +216,10 @@ class RunTest(util.RunTest, parameterized.TestCase):
         self.assertEqual(self.records(result_dir)[0]['fakes']['source'], name)
 
     def test_settings_of_a_run(self):
+        found = [runs.load_network(runs.Settings(generator=name), self.snapshots[-1]).get_var('4x4/Const/const')
+                 for name in ('G', 'Gs', 'class')]
+        self.assertNotAllEqual(found[0], found[1])
+        self.assertAllEqual(found[1], found[2])
         Gs = runs.load_network(runs.Settings(), self.snapshots[-1])
         args = runs.dataset_arguments(runs.Settings(), Gs, self.snapshots[-1])
         self.assertEqual((args['resolution'], args['max_label_size']), (8, 'full'))
@@ -211,6 +246,9 @@ class RunTest(util.RunTest, parameterized.TestCase):
         ('--snapshots={root}', 'holds no network-snapshot'),
         ('--network={snapshot} --fakes={root}', '--fakes takes the place of a network'),
         ('--fakes={root} --reals={root} --truncation=0.5', '--truncation is for a network'),
+        ('--fakes={images} --metrics=fd_random_40', 'there is nothing to compare the images with'),
+        ('--network={snapshot} --metrics=fd_random_40 --resolution=16', '--resolution is for folders'),
+        ('--network={snapshot} --metrics=fd_random_40 --generator=class --reals={images}', 'has no classes'),
         ('--network={snapshot} --reals={root} --dataset=x', '--reals takes the place'),
         ('--network={snapshot} --class=1 --generator=class', 'leave --class out'),
         ('--network={snapshot} --class=99 --metrics=fd_random_40', 'class'),

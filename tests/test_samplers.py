@@ -1,8 +1,11 @@
 """generation/samplers.py and standing_statistics.py: how each kind of network is sampled."""
 
 import contextlib
+import io
 import os
 import tempfile
+import threading
+import time
 import unittest.mock
 
 import numpy as np
@@ -10,21 +13,22 @@ import pytest
 import tensorflow as tf
 
 import dnnlib
-from dnnlib import UserError, tflib
+from dnnlib import UserError, file_lock, tflib
 from generation import samplers
 from generation import standing_statistics as standing
 from tests import biggan_testutil
 from training import latents
 
-TINY = dict(resolution=16, label_size=3, ch=4, multipliers=[2, 2, 2], latent_size=9, shared_dim=4)
+TINY = dict(resolution=8, label_size=3, ch=4, multipliers=[2, 2], latent_size=6, shared_dim=4)
 FEW = dict(passes=3, batch=4)
 
 
 def tiny_biggan(name='Gs', seed=1, **kwargs):
-    """A small generator whose variables all differ from their initial values."""
+    """A small generator whose variables differ from their initial values, its images by latents and class."""
     network = tflib.Network(name, 'training.networks_biggan.G_biggan', **{**TINY, **kwargs})
     rnd = np.random.RandomState(seed)
-    network.set_vars({key: var.numpy() + 0.1 * rnd.rand(*var.shape) for key, var in network.vars.items()})
+    network.set_vars({key: var.numpy() + (0.25 if 'moving' in key else 0.5) * (rnd.rand(*var.shape) - 0.5)
+                      for key, var in network.vars.items()})
     return network
 
 
@@ -75,7 +79,7 @@ class StandingTest(SamplerTestCase):
         rnd, sums = np.random.RandomState(seed), {}
         norms = network.layer.batch_norms()
         for _ in range(passes):
-            z = latents.sample('normal', rnd, [batch, 9], truncation)
+            z = latents.sample('normal', rnd, [batch, 6], truncation)
             y = np.eye(3, dtype=np.float32)[rnd.randint(3, size=batch)]
             with recorded_inputs(norms) as seen:
                 network.layer(z, y, statistics='batch')
@@ -152,31 +156,65 @@ class StandingTest(SamplerTestCase):
                     (network, dict(truncation=0.6)), (network, dict(truncation=None)),
                     (network, dict(seed=1)),
                     (network, dict(truncation_mode='std')), (network, dict(passes=2)),
-                    (network, dict(batch=5)), (changed, {})], 1):
+                    (network, dict(batch=5)), (changed, {}),
+                    (network.convert(bn_epsilon=1e-2), {})], 1):
                 samplers.make_sampler(other, **{'truncation': 0.5, **FEW, **kwargs})
                 self.assertEqual((compute.call_count, len(self.files())), (i, i + 1))
             samplers.make_sampler(network, 0.7, use_cache=False, **FEW)
-            self.assertEqual((compute.call_count, len(self.files())), (8, 8))
+            self.assertEqual((compute.call_count, len(self.files())), (9, 9))
 
     def test_what_a_cache_may_be(self):
         network = tiny_biggan()
+        made = {name: network.get_var(name) + 1 for name in standing.statistics_names(network)}
+        patch = unittest.mock.patch.object(standing, 'compute', return_value=made)
+        compute = patch.start()
+        self.addCleanup(patch.stop)
         expected = values(samplers.make_sampler(network, **FEW).network)
         path = os.path.join(self.folder, self.files()[0])
         with open(path, 'rb') as file:
             content = file.read()
-        for damaged in (b'junk', content[:len(content) // 2]):
+        with io.BytesIO() as other:
+            np.savez(other, **{'Output|BN|moving_mean': np.zeros(3)})
+            others = other.getvalue()
+        for count, damaged in enumerate((b'junk', content[:len(content) // 2], others), 2):
             with open(path, 'wb') as file:
                 file.write(damaged)
             self.assert_statistics(samplers.make_sampler(network, **FEW).network, expected)
-        np.savez(path, **{'Output|BN|moving_mean': np.zeros(3)})
-        self.assert_statistics(samplers.make_sampler(network, **FEW).network, expected)
-        with open(path, 'rb') as file:
-            self.assertEqual(file.read(2), content[:2])
+            self.assertEqual(compute.call_count, count)
+            with open(path, 'rb') as file:
+                self.assertLen(file.read(), len(content))
         file_in_the_way = os.path.join(self.folder, 'file')
         with open(file_in_the_way, 'wb'):
             pass
         dnnlib.util.set_cache_dir(file_in_the_way)
-        self.assert_statistics(samplers.make_sampler(network, **FEW).network, expected)
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            self.assert_statistics(samplers.make_sampler(network, **FEW).network, expected)
+        self.assertRegex(stderr.getvalue(), '^Warning: standing statistics are not kept: .*file')
+
+    def test_one_of_two_computes(self):
+        network = tiny_biggan()
+        made = {name: network.get_var(name) for name in standing.statistics_names(network)}
+        calls, found = [], []
+
+        def make():
+            calls.append(1)
+            time.sleep(0.5)
+            return made
+        threads = [threading.Thread(target=lambda: found.append(standing._cached(network, 'key', make)))
+                   for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual((len(calls), len(found)), (1, 3))
+        for values_found in found:
+            self.assertAllClose(values_found, made)
+        # Whoever holds the lock for too long is not waited for.
+        with file_lock.file_lock(os.path.join(self.folder, 'other.lock')), \
+                unittest.mock.patch.object(standing, '_WAIT', 0), \
+                contextlib.redirect_stderr(io.StringIO()) as stderr:
+            self.assertAllClose(standing._cached(network, 'other', make), made)
+        self.assertIn('another process holds', stderr.getvalue())
 
     def test_old_files_go(self):
         network = tiny_biggan()
@@ -234,9 +272,13 @@ class SamplersTest(SamplerTestCase):
             statistics_seed=0, statistics_passes=3, statistics_batch=4))
         rnd = np.random.RandomState
         self.assertAllEqual(standing_one.latents(rnd(1), 6),
-                            latents.sample('uniform', rnd(1), [6, 9], 0.3))
+                            latents.sample('uniform', rnd(1), [6, 6], 0.3))
         running = samplers.make_sampler(network, statistics='running')
         self.assertIs(running.network, network)
+        imported = samplers.make_sampler(tiny_biggan(truncation_mode='scale'), 0.3, statistics='running')
+        self.assertEqual(imported.truncation_mode, 'scale')
+        self.assertAllEqual(imported.latents(rnd(1), 6),
+                            latents.sample('normal', rnd(1), [6, 6], 0.3, 'scale'))
         batch = samplers.make_sampler(network, statistics='batch')
         z, y = batch.latents(rnd(0), 4), batch.labels(rnd(0), 4)
         self.assertAllEqual(np.sum(y, axis=1), np.ones(4))
@@ -269,6 +311,23 @@ class SamplersTest(SamplerTestCase):
         with self.assertRaisesRegex(UserError, 'is no generator'):
             samplers.make_sampler(discriminator)
 
+    def test_tables_are_for_one_mode(self):
+        network = tflib.Network('Gs', 'training.networks_biggan_deep.G_biggan_deep', resolution=8, ch=4,
+                                label_size=3, latent_size=4, shared_dim=4, multipliers=[2, 2],
+                                num_statistics=3)
+        rnd = np.random.RandomState(0)
+        network.set_vars({key: var.numpy() + 0.1 * rnd.rand(*var.shape) for key, var in network.vars.items()})
+        for statistics, name in [(None, 'table'), ('running', 'running')]:
+            sampler = samplers.make_sampler(network, 0.5, statistics=statistics)
+            self.assertEqual((sampler.statistics, sampler.truncation_mode, sampler.run_kwargs['truncation']),
+                             (name, 'scale', 0.5))
+            with self.assertRaisesRegex(UserError, 'from 0 to 1, received 1.5'):
+                samplers.make_sampler(network, 1.5, statistics=statistics)
+        self.assertEqual(samplers.make_sampler(network).run_kwargs, {'truncation': 1})
+        with self.assertRaisesRegex(UserError, 'for the truncation mode scale, received resample'):
+            samplers.make_sampler(network, 0.5, 'resample', statistics='running')
+        self.assertEqual(samplers.make_sampler(network, 0.5, 'resample', **FEW).statistics, 'standing')
+
     @pytest.mark.slow
     @biggan_testutil.needs_golden
     def test_tables_of_statistics(self):
@@ -292,9 +351,13 @@ class SamplersTest(SamplerTestCase):
 
 
 class PicturesTest(SamplerTestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.network = tiny_biggan()
+
     def test_batches_do_not_matter(self):
-        network = tiny_biggan()
-        sampler = samplers.make_sampler(network, 0.5, **FEW)
+        sampler = samplers.make_sampler(self.network, 0.5, use_cache=False, **FEW)
         z, y = sampler.seed_latents([3, 4, 5]), np.eye(3, dtype=np.float32)
         expected = np.round(127.5 * (sampler.network.run(z, y) + 1)).clip(0, 255)
         for batch in (1, 2, 8):
@@ -304,7 +367,7 @@ class PicturesTest(SamplerTestCase):
         self.assertAllEqual(sampler.seed_latents([4]), z[1:2])
 
     def test_batch_statistics_of_a_last_batch_are_its_own(self):
-        sampler = samplers.make_sampler(tiny_biggan(), statistics='batch')
+        sampler = samplers.make_sampler(self.network, statistics='batch')
         z, y = sampler.seed_latents([3, 4, 5, 6, 7]), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
         found = np.stack(list(samplers.pictures(sampler, z, y, 3)))
         expected = np.concatenate([sampler.network.run(z[part], y[part], statistics='batch')
@@ -312,8 +375,7 @@ class PicturesTest(SamplerTestCase):
         self.assertLessEqual(np.abs(found - np.round(127.5 * (expected + 1)).clip(0, 255)).max(), 1)
 
     def test_random_classes(self):
-        network = tiny_biggan()
-        sampler = samplers.make_sampler(network, **FEW)
+        sampler = samplers.make_sampler(self.network, statistics='running')
         found = list(samplers.random_pictures(sampler, [8, 9], None, 2))
         rnd = np.random.RandomState(9)
         z, y = sampler.latents(rnd, 1), sampler.labels(rnd, 1)

@@ -60,7 +60,8 @@ class PowerIterationTest(tf.test.TestCase):
                         continue    # Vectors of close values turn with every rounding.
                     for found, name in (sigma, 'sv'), (u, 'u'), (v, 'v'):
                         self.assertAllClose(found, a[f'{case}/{name}_after{steps}'], rtol=0,
-                                            atol=tolerance * np.abs(w).max() * 10, msg=f'{case} {name} {steps}')
+                                            atol=tolerance * np.abs(w).max() * 10,
+                                            msg=f'{case} {name} {steps}')
                 self.assertAllClose(sigma, a[f'{case}/sv_after100'], rtol=1e-5)
 
     @biggan.needs_golden
@@ -173,18 +174,18 @@ class RemedyTest(tf.test.TestCase):
         clamp = dict(func_name='training.spectral.SigmaClamp', sigma=1.1, steps=3)
         _, free = largest([])
         _, bounded = largest([clamp])
-        print(sorted(free.values())[-6:], sorted(bounded.values())[-6:])
-        self.assertGreater(max(free.values()), 1.5)
-        self.assertLess(max(bounded.values()), 1.25)
-        subject, relative = largest([dict(func_name='training.spectral.SigmaClamp', ratio=1.2, steps=3)])
-        names = [name for name in subject.state() if name.startswith('updates/G/0-SigmaClamp/')]
-        self.assertIn('updates/G/0-SigmaClamp/Linear/weight/u1', names)
-        layer, u1 = subject.G.normalized_layers()['Linear'], subject.state()[names[0]]
+        self.assertGreater(max(free.values()), 1.25)
+        # An update raises more singular values than the largest one.
+        self.assertLess(max(bounded.values()), 1.2)
+        subject, relative = largest([dict(func_name='training.spectral.SigmaClamp', ratio=1.0, steps=3)])
+        linear = 'updates/G/0-SigmaClamp/Linear/weight/u1'
+        layer, u1 = subject.G.normalized_layers()['Linear'], subject.state()[linear]
         self.assertNotAllClose(u1, spectral.start_vectors(layer, 1)[0])
-        self.assertLess(max(relative.values()), max(free.values()))
+        self.assertLess(sum(relative.values()), 0.98 * sum(free.values()))
 
     def test_wrong_arguments(self):
-        for arguments in {}, dict(sigma=1, ratio=1), dict(sigma=-1), dict(sigma=np.nan), dict(sigma=1, steps=0):
+        for arguments in ({}, dict(sigma=1, ratio=1), dict(sigma=-1), dict(sigma=np.nan),
+                          dict(sigma=1, steps=0)):
             with self.assertRaisesRegex(UserError, 'sigma clamp: expected either sigma or ratio'):
                 SigmaClamp(**arguments)
         with self.assertRaisesRegex(UserError, 'expected a strength above 0. Received: -1'):
@@ -192,7 +193,8 @@ class RemedyTest(tf.test.TestCase):
         with self.assertRaisesRegex(UserError, "'Lniear' fits none of the .* layers of G"):
             make_hook(SigmaClamp(sigma=1, only='Lniear'), make_generator())
         with self.assertRaisesRegex(UserError, 'fits none of the 0 spectrally normalized layers of G'):
-            make_hook(SigmaClamp(sigma=1), G_paper(resolution=8, fmap_base=32, fmap_max=8, latent_size=8, name='G'))
+            make_hook(SigmaClamp(sigma=1), G_paper(resolution=8, fmap_base=32, fmap_max=8, latent_size=8,
+                                                   name='G'))
 
 
 if __name__ == '__main__':

@@ -422,6 +422,25 @@ class GrowingTest(tf.test.TestCase):
             testutil.assert_close(self, self.subject.loss_state['reals'], expected, rtol=0, atol_rel=1e-6,
                                   msg=f'lod {lod}')
 
+    def test_other_values_are_taken_at_the_present_level(self):
+        subject = self.subject
+        subject.set_lod(1.7)
+        others = [type(layer)(num_channels=3, resolution=16, fmap_base=32, fmap_max=8)
+                  for layer in (subject.G, subject.D, subject.Gs)]
+        slots = subject.optimizers['D'].state()
+        for name, slot in slots.items():
+            if name.endswith('/v'):
+                slot.assign(slot + 1)
+        subject.load(others)
+        self.assertEqual(max(np.max(slot) for name, slot in slots.items() if name.endswith('/v')), 0)
+        for layer, other in zip((subject.G, subject.D, subject.Gs), others, strict=True):
+            values = layer.named_variables()
+            self.assertAllClose(values['lod'], 1.7)
+            for name, value in other.named_variables().items():
+                if name != 'lod':
+                    self.assertAllEqual(values[name], value, name)
+        self.assertEqual(subject.stage, Stage(1, True))
+
     def test_one_tracing_per_stage(self):
         """What fades is a variable: neither another lod nor another step is a reason to trace again."""
         lods = (2, 2, 1.9, 1.9, 1.5, 1.1, 1, 1, 0.4, 0.3, 0, 0)

@@ -13,6 +13,7 @@ from dnnlib import tflib
 from tests import biggan_testutil as biggan
 from tests import testutil
 from training import context, loss, trainer
+from training.hooks import UpdateHook
 from training.networks_biggan import G_biggan
 
 # Networks for 8×8 images of three classes.
@@ -100,6 +101,13 @@ class GoldenLoopTest(tf.test.TestCase):
                 self.assertAllClose(found[name].numpy(), value, rtol=0, atol=5e-5, msg=f'{key} {name}')
 
 
+class Spoil(UpdateHook):
+    """Gradients that are no numbers."""
+
+    def gradients(self, ctx, values, gradients):
+        return {name: gradient * np.nan for name, gradient in gradients.items()}
+
+
 class RoundsTest(tf.test.TestCase):
 
     def test_each_round_moves_the_state_on(self):
@@ -132,6 +140,41 @@ class RoundsTest(tf.test.TestCase):
             # A pass of D's update runs G, too. The sign of a vector with one element may be what it was.
             missing = {name for name in state - moved if before[name].shape != (1,)}
             self.assertEmpty(missing)
+
+    def test_an_update_that_is_left_out(self):
+        """Nothing moves but what the rounds of a minibatch have moved on, which is as without the mishap."""
+        tf.config.run_functions_eagerly(True)
+        self.addCleanup(tf.config.run_functions_eagerly, False)
+        images, labels = make_images(4)
+        for rounds in (1, 2):
+            subject, plain = make_trainer(G_update_args=[Spoil()]), make_trainer(G_update_args=())
+            before = {name: variable.numpy() for name, variable in subject.state().items()}
+            for of in subject, plain:
+                phase = {phase.name: phase for phase in of.phases}['G']
+                of.run_phase(phase, 0, images, labels, 4 // rounds, rounds, 0.0)
+            counters = {'TrainG/num_skipped', 'TrainG/skipped_in_a_row'}
+            state = plain.state()
+            for name, variable in subject.state().items():
+                is_moved = rounds > 1 and name.endswith(('/u', 'moving_mean', 'moving_variance'))
+                expected = state[name] if is_moved else before[name] + (name in counters)
+                self.assertAllClose(variable, expected, rtol=1e-6, atol=1e-7, msg=name)
+            self.assertEqual(np.allclose(before['G/Linear/u'], subject.state()['G/Linear/u']), rounds == 1)
+
+    def test_hooks_change_gradients_of_the_loss_alone(self):
+        """Not those of a regularizer that has updates of its own; what both minimize sees the progress."""
+        tf.config.run_functions_eagerly(True)
+        self.addCleanup(tf.config.run_functions_eagerly, False)
+
+        def D_loss(_G, _D, ctx, *_args, **_kwargs):
+            return lambda: ctx.report('Progress', tf.reshape(ctx.progress, [1])), lambda: tf.zeros([1])
+        with mock.patch.object(loss, 'D_hinge_joint', D_loss), mock.patch.object(
+                loss, 'G_hinge', lambda *_args: (lambda: tf.zeros([1]), None)):
+            subject = make_trainer(D_update_args=[Spoil()], G_update_args=(), lazy_regularization=True,
+                                   D_reg_interval=1, D_repeats=1)
+        reports = subject.step(0, *make_images(4), 4, 0.1, 0.1, 0.5, 0.25)
+        optimizer = subject.optimizers['D']
+        self.assertEqual((int(optimizer.num_applied), int(optimizer.num_skipped)), (1, 1))
+        self.assertAllClose([report['Progress'][1] for report in reports if 'Progress' in report], [0.25])
 
     def test_a_step_sees_fresh_data_and_counts_intervals_by_minibatch(self):
         """D is updated on other images each time; its regularizer is due by minibatches, not by steps."""

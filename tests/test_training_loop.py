@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from dnnlib import tflib
 from dnnlib.tflib import legacy
-from dnnlib.util import UserError
+from dnnlib.util import EasyDict, UserError
+from generation import classes
 from tests import training_testutil as util
 from training import loss, snapshots, training_loop
 
@@ -48,6 +49,15 @@ class StartTest(tf.test.TestCase):
         self.assertEqual(training_loop._start_kimg('network-snapshot-000020.pkl', None, D, {}), 20)
 
 
+    def test_memory_is_estimated_for_the_rounds_of_a_gpu(self):
+        G = tflib.Network('G', 'training.networks_progan.G_paper', resolution=8, fmap_base=32, fmap_max=8)
+        sched = EasyDict(minibatch_size=64, minibatch_gpu=8)
+        with mock.patch.object(training_loop, 'LARGE', 0), \
+                mock.patch.object(training_loop.memory, 'estimate') as estimate:
+            training_loop._print_notes(None, {}, (G,), sched, 4)
+        estimate.assert_called_once_with((G,), 8, 2)
+
+
 class RunDirectoryTest(util.RunTest):
 
     @classmethod
@@ -69,6 +79,7 @@ class RunDirectoryTest(util.RunTest):
             '_finished.txt',
             'reals.png',
             'reals_by_class.png',
+            'class_names.json',
             'fakes_init.png',
             'fakes000000.png',
             'network-snapshot-000000.pkl',
@@ -80,6 +91,15 @@ class RunDirectoryTest(util.RunTest):
                   for suffix in ('.index', '.data-00000-of-00001')}
         self.assertEqual(util.files(self.run_dir), names)
         self.assertEqual(self.run_dir.name, '00000-small')
+
+    def test_names_of_classes(self):
+        """In a file: the pickles are as those of the official programs."""
+        _, _, Gs = snapshots.load_networks(str(self.run_dir / 'network-final.pkl'))
+        self.assertNotIn('class_names', Gs.static_kwargs)
+        names = classes.class_names(Gs, self.run_dir / 'network-final.pkl')
+        self.assertLen(names, 8)
+        for name in names:
+            self.assertIn(f'class {name}: ', self.log)
 
     def test_tick_lines(self):
         lines = [line for line in self.log.splitlines() if line.startswith('tick ')]
@@ -200,8 +220,11 @@ class RunDirectoryTest(util.RunTest):
         self.assertEqual(
             (pathlib.Path(progress.run_dir) / 'network-final.pkl').read_bytes(), source.read_bytes()
         )
-        progress = util.train(self.result_dir, resume_pkl=renamed, resume_kimg=0.5, total_kimg=0.5)
+        with mock.patch.object(training_loop, 'Trainer', wraps=training_loop.Trainer) as made:
+            progress = util.train(self.result_dir, resume_pkl=renamed, resume_kimg=0.5, total_kimg=0.5,
+                                  ema_start=1000)
         self.assertEqual(progress.nimg, 500)
+        self.assertEqual(made.call_args.kwargs['ema_start'], 0)     # The average of the snapshot goes on.
 
     def test_snapshot_of_other_shape(self):
         for changes, text in (

@@ -187,6 +187,11 @@ PROGAN_ACGAN: dict[str, Any] = merge(PROGAN, dict(
 ORTHOGONAL: dict[str, Any] = dict(func_name='training.regularizers.OrthogonalRegularization', strength=1e-4,
                                   form='paper')
 
+# Watching BigGAN costs next to nothing; they are training.monitors.
+GRADIENT_NORMS: dict[str, Any] = dict(func_name='training.monitors.GradientNorms')
+MONITORS: list[dict[str, Any]] = [dict(func_name='training.monitors.SpectralMonitor'),
+                                  dict(func_name='training.monitors.CollapseAlarm')]
+
 # BigGAN: row 8 of its table 1, 150,000 iterations. Labels if the data has any, classes drawn uniformly.
 BIGGAN: dict[str, Any] = dict(
     G_args=dict(func_name='training.networks_biggan.G_biggan', ch=96),
@@ -195,7 +200,9 @@ BIGGAN: dict[str, Any] = dict(
     D_opt_args=dict(beta1=0.0, beta2=0.999, epsilon=1e-8),
     G_loss_args=dict(func_name='training.loss.G_hinge'),
     D_loss_args=dict(func_name='training.loss.D_hinge_joint'),
-    G_update_args=[ORTHOGONAL],
+    G_update_args=[GRADIENT_NORMS, ORTHOGONAL],
+    D_update_args=[GRADIENT_NORMS],
+    hook_args=MONITORS,
     sched_args=dict(G_lrate_base=5e-5, D_lrate_base=2e-4, minibatch_size_base=2048, minibatch_gpu_base=32,
                     tick_kimg_base=2048, tick_kimg_dict={}),
     grid_args=dict(size='4k', layout='row_per_class'),
@@ -226,7 +233,7 @@ BS256X8: dict[str, Any] = dict(
     D_args=dict(sn_epsilon=1e-6),
     G_opt_args=dict(epsilon=1e-6, epsilon_form='pytorch'),
     D_opt_args=dict(epsilon=1e-6, epsilon_form='pytorch'),
-    G_update_args=[],
+    G_update_args=[GRADIENT_NORMS],
     sched_args=dict(G_lrate_base=1e-4, D_lrate_base=4e-4),
     D_repeats=1,
     ema_all=True,
@@ -241,7 +248,7 @@ BIGGAN_CIFAR10: dict[str, Any] = _biggan(
     D_args=dict(init='normal', sn_epsilon=1e-8),
     G_opt_args=dict(epsilon_form='pytorch'),
     D_opt_args=dict(epsilon_form='pytorch'),
-    G_update_args=[],
+    G_update_args=[GRADIENT_NORMS],
     sched_args=dict(G_lrate_base=2e-4, D_lrate_base=2e-4, minibatch_size_base=50, tick_kimg_base=50),
     grid_args=dict(size='10x10'),
     D_repeats=4,

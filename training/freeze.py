@@ -23,7 +23,7 @@ def frozen_names(network: Any, freeze: Sequence[str] | int | None, argument: str
         network: Layer of training.layers with named_trainables().
         freeze: Names of variables, of layers (all beneath them) or of networks in a generator ('G_mapping'),
             with * and ? for any characters, '/' among them. A number, for a discriminator: the layers of that
-            many of its highest resolutions, from RGB on (Mo et al. 2020, FreezeD).
+            many of its highest resolutions, or blocks, from RGB on (Mo et al. 2020, FreezeD).
         argument: What `freeze` is called in messages.
 
     Errors: UserError for a name that fits no trainable variable, for a number above that of the resolutions,
@@ -69,14 +69,23 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _highest_levels(names: list[str], count: int, argument: str) -> list[str]:
-    """The names of everything at the `count` highest resolutions of a discriminator, from RGB included."""
+    """The names of everything at the `count` highest resolutions of a discriminator, from RGB included.
+
+    Where layers are not named after resolutions, as in BigGAN, everything up to the end of so many blocks.
+    """
+    layers = dict.fromkeys(name.partition('/')[0] for name in names)
+    blocks = [layer for layer in layers if layer.startswith('Block')]
+    if blocks:
+        if not 0 <= count < len(blocks):
+            raise UserError(f'{argument}: expected a number of blocks from 0 to {len(blocks) - 1}, or names. '
+                            f'Received: {count}')
+        return list(layers)[:list(layers).index(blocks[count])]
     sizes = {int(match[1]) for match in map(_BLOCK.match, names) if match}
     levels = sorted(sizes, reverse=True)
     if not 0 <= count <= len(levels):
         raise UserError(f'{argument}: expected a number of resolutions from 0 to {len(levels)} ('
                         f'{", ".join(f"{size}x{size}" for size in levels)}), or names. Received: {count}')
     chosen = {f'{size}x{size}' for size in levels[:count]}
-    layers = dict.fromkeys(name.partition('/')[0] for name in names)
     from_rgb = {layer for layer in layers for match in [_FROM_RGB.match(f'{layer}/')]
                 if match and int(match[1]) < count}
     return [layer for layer in layers if layer in chosen | from_rgb]

@@ -34,8 +34,8 @@ class _GraphSource:
         import tensorflow as tf
         self._tf, self._ctx, self.progress = tf, ctx, progress
 
-    def normal(self, shape):
-        return self._ctx.normal(shape)
+    def normal(self, shape, deviation=1.0):
+        return self._ctx.normal(shape) * deviation
 
     def uniform(self, shape):
         return self._ctx.uniform(shape)
@@ -51,16 +51,22 @@ class _GraphSource:
 
 
 class _ArraySource:
-    """Random numbers of a RandomState, in float64. With `bound`, normal numbers lie in [-bound, bound]."""
+    """Random numbers of a RandomState, in float64.
+
+    Normal numbers, whatever their deviation, lie in [-bound, bound] and are multiplied by a factor.
+    """
 
     floor = staticmethod(np.floor)
 
-    def __init__(self, rnd: np.random.RandomState, progress: float, bound: float | None = None):
-        self._rnd, self._bound, self.progress = rnd, bound, progress
+    def __init__(self, rnd: np.random.RandomState, progress: float, bound: float | None = None,
+                 factor: float = 1.0):
+        self._rnd, self._bound, self._factor, self.progress = rnd, bound, factor, progress
 
-    def normal(self, shape):
+    def normal(self, shape, deviation=1.0):
         values = self._rnd.randn(*shape)
-        return values if self._bound is None else truncated(values, self._bound)
+        if self._bound is not None:
+            values = truncated(values, self._bound / deviation)
+        return values * deviation * self._factor
 
     def uniform(self, shape):
         return self._rnd.random_sample(tuple(shape))
@@ -120,12 +126,12 @@ def annealed_sigma(progress: Any, start: float = 2.0, until: float = 0.5) -> Any
 
 
 def _annealed_normal(source, shape, start, until):
-    return source.normal(shape) * annealed_sigma(source.progress, start, until)
+    return source.normal(shape, annealed_sigma(source.progress, start, until))
 
 
 def _random_scale(source, shape, low, high):
     scales = source.uniform([*shape[:-1], 1]) * (high - low) + low
-    return source.normal(shape) * scales
+    return source.normal(shape, scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +202,7 @@ def draw(distribution: str, ctx: 'Context', shape: Sequence[int], progress: Any 
     return found.func(_GraphSource(ctx, progress), shape, *numbers)
 
 
-def truncated(values: np.ndarray, bound: float) -> np.ndarray:
+def truncated(values: np.ndarray, bound: float | np.ndarray) -> np.ndarray:
     """The truncated normal distribution in [-bound, bound], at the quantiles of normal numbers.
 
     The result is distributed as if numbers outside of the bounds were drawn again until they are inside. But
@@ -220,7 +226,8 @@ def sample(
     """Latents of a RandomState: float32 of that shape. Those of the end of the training, where they change.
 
     'resample' bounds the elements to [-t, t] (BigGAN), 'scale' multiplies elements bounded to [-2, 2] by t
-    (TensorFlow Hub), 'std' multiplies unbounded ones by t (BigGAN-PyTorch). t = 0 gives zeros.
+    (TensorFlow Hub), 'std' multiplies unbounded ones by t (BigGAN-PyTorch). What is not normal or uniform in
+    a distribution, its elements 0 and 1, stays as it is; but t = 0 gives zeros.
 
     Errors: UserError for a truncation that is negative or that the distribution does not have.
     """
@@ -228,12 +235,12 @@ def sample(
     check_truncation(distribution, truncation, mode)
     bound, factor = {'resample': (truncation, 1.0), 'scale': (_HUB_BOUND, truncation),
                      'std': (None, truncation)}[mode] if truncation is not None else (None, 1.0)
-    if found.bounded == 'uniform' and bound is not None:
-        factor *= min(bound, 1)
+    values = found.func(_ArraySource(rnd, 1.0, bound, factor), shape, *numbers)
+    if found.bounded == 'uniform':
+        values = values * factor * (1 if bound is None else min(bound, 1))
     if truncation == 0:
-        factor = 0      # Of values that stay discrete, too.
-    values = found.func(_ArraySource(rnd, 1.0, bound), shape, *numbers)
-    return np.asarray(values * factor + 0.0, np.float32)
+        values = values * 0
+    return np.asarray(values + 0.0, np.float32)
 
 
 def check_truncation(distribution: str, truncation: float | None, mode: str = 'resample') -> None:

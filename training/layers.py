@@ -1,6 +1,9 @@
 """The layers that networks are made of. Activations are NHWC; weights have the official names and layouts."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -22,6 +25,44 @@ HOMOGENEOUS = ('linear', 'relu', 'lrelu')
 
 NO_PADS = (0, 0, 0, 0)
 
+_unused_values = contextvars.ContextVar('unused_initial_values', default=False)
+_plan: contextvars.ContextVar[Callable | None] = contextvars.ContextVar('planned_variables', default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedVariable:
+    """What stands for a variable in a layer that is made to see the names and shapes of its variables."""
+
+    shape: tf.TensorShape
+    trainable: bool
+
+
+@contextlib.contextmanager
+def planned_variables(note: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Layers made inside take no memory: their variables are PlannedVariables, and they cannot be called.
+
+    Args:
+        note: Is called for each variable; what it raises ends the construction.
+    """
+    token = _plan.set(note)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+@contextlib.contextmanager
+def unused_initial_values() -> Iterator[None]:
+    """All variables of layers made inside start as zeros, because their initial values take their time.
+
+    For networks that take over the values of another network or of a file.
+    """
+    token = _unused_values.set(True)
+    try:
+        yield
+    finally:
+        _unused_values.reset(token)
+
 
 class Layer(keras.layers.Layer):
     """A Keras layer whose weights and sub-layers have official names such as '64x64/Conv0_up/weight'.
@@ -40,6 +81,13 @@ class Layer(keras.layers.Layer):
 
     def add_variable(self, name: str, shape, initializer, trainable: bool = True) -> keras.Variable:
         """Creates a weight under its official local name. The initializer is a Keras one or a number."""
+        note = _plan.get()
+        if note is not None:
+            note()
+            self._own_variables[name] = PlannedVariable(tf.TensorShape(tuple(shape)), trainable)
+            return self._own_variables[name]
+        if _unused_values.get():
+            initializer = 0
         if isinstance(initializer, int | float):
             initializer = keras.initializers.Constant(initializer)
         variable = self.add_weight(name=name.replace('/', '_'), shape=tuple(shape), initializer=initializer,

@@ -6,9 +6,7 @@ by an estimate of its largest singular value, which one step of the power iterat
 iteration and the running statistics of the batch normalization - goes through its `Context`.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -25,40 +23,32 @@ STATISTICS = ('running', 'batch')
 MIN_ATTENTION = 8           # Least number of channels that attention works on.
 MAX_SCORES = 1 << 22        # Scores of an image that attention computes at a time, 16 MiB of float32.
 
-_unused_values = False
-
-
-@contextlib.contextmanager
-def unused_initial_values() -> Iterator[None]:
-    """Networks made inside get zeros where others have orthogonal matrices, which take their time.
-
-    For those that take over the values of another network or of a file.
-    """
-    global _unused_values
-    before, _unused_values = _unused_values, True
-    try:
-        yield
-    finally:
-        _unused_values = before
-
 
 class Orthogonal(keras.initializers.Initializer):
     """Random orthogonal matrices [rest, out] (Saxe et al. 2013): orthonormal rows or columns, the fewer."""
 
     def __call__(self, shape, dtype=None):
         dtype = tf.as_dtype(dtype or 'float32')
-        # Graphs are only built to see names and shapes.
-        if _unused_values or not tf.inside_function() and not tf.executing_eagerly():
-            return tf.zeros(shape, dtype)
         rows, columns = int(np.prod(shape[:-1])), shape[-1]
         seed = keras.random.SeedGenerator().next(ordered=False)
         matrix = tf.random.stateless_normal([max(rows, columns), min(rows, columns)],
-                                            tf.cast(seed, tf.int32), dtype=tf.float64).numpy()
-        # LAPACK's is much faster than TensorFlow's. Signs as in a decomposition with a positive diagonal make
-        # all orthogonal matrices equally likely.
-        q, r = np.linalg.qr(matrix)
-        q *= np.where(np.diag(r) < 0, -1, 1)
-        return tf.cast(np.reshape(q if rows >= columns else q.T, shape), dtype)
+                                            tf.cast(seed, tf.int32), dtype=tf.float64)
+        q = _orthonormal(matrix, tf.float64 if dtype == tf.float64 else tf.float32)
+        return tf.cast(tf.reshape(q if rows >= columns else tf.transpose(q), shape), dtype)
+
+
+def _orthonormal(matrix: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Q of the decomposition matrix = Q·R with a positive diagonal of R: of normal numbers, all orthogonal
+    matrices are equally likely. Not fewer rows than columns."""
+    rows, columns = matrix.shape
+    if rows >= 2 * columns:
+        # The matrix is well-conditioned, and R of its Gram matrix costs a small part of LAPACK's.
+        matrix = tf.cast(matrix, dtype)
+        triangle = tf.linalg.cholesky(tf.matmul(matrix, matrix, transpose_a=True))
+        return tf.matmul(matrix, tf.linalg.triangular_solve(triangle, tf.eye(columns, dtype=dtype)),
+                         transpose_b=True)
+    q, r = np.linalg.qr(matrix.numpy())
+    return tf.constant(q * np.where(np.diag(r) < 0, -1, 1), dtype)
 
 
 def weight_initializer(init: str) -> keras.initializers.Initializer:

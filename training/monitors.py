@@ -164,8 +164,8 @@ class CollapseAlarm(Hook):
             raise UserError('collapse alarm: expected factors above 1, or None. Received: sigma_factor '
                             f'{sigma_factor}, metric_factor {metric_factor}')
         if not (loss_jump is None or loss_jump > 0) or not 1 <= patience <= window or max_rollbacks < 0:
-            raise UserError('collapse alarm: expected loss_jump above 0, or None, 1 <= patience <= window and '
-                            f'max_rollbacks of 0 or more. Received: {loss_jump}, {patience}, {window}, '
+            raise UserError('collapse alarm: expected loss_jump above 0, or None, 1 <= patience <= window '
+                            f'and max_rollbacks of 0 or more. Received: {loss_jump}, {patience}, {window}, '
                             f'{max_rollbacks}')
         self.sigma_factor, self.loss_jump, self.metric_factor = sigma_factor, loss_jump, metric_factor
         self.window, self.patience = window, patience
@@ -311,6 +311,8 @@ class KeepBest(Hook):
 
     def snapshot(self, run: Run, path: str) -> None:
         results = run.metrics.results()
+        if run.metrics.stopped:
+            return
         name = next((self.metric + suffix for suffix in _SUMMARIES if self.metric + suffix in results), None)
         if name is None or not better_of(name):
             known = [name for name in results if better_of(name)]
@@ -321,7 +323,8 @@ class KeepBest(Hook):
             return
         self.best = value
         best = run.snapshots.save_as(BEST_NAME)
-        text = f'{BEST_NAME} = {os.path.basename(path)}, {run.progress.nimg / 1000:.1f} kimg, {name} {value:.6g}'
+        kimg = f'{run.progress.nimg / 1000:.1f} kimg'
+        text = f'{BEST_NAME} = {os.path.basename(path)}, {kimg}, {name} {value:.6g}'
         with atomic_write(f'{os.path.splitext(best)[0]}.txt', 'w') as file:
             file.write(text + '\n')
         print(text, flush=True)

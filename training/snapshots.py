@@ -1,5 +1,6 @@
 """The pictures and networks that a run leaves in its directory while it trains."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -38,6 +39,32 @@ def latest_snapshot(run_dir: str) -> str | None:
     names = gfile().listdir(run_dir) if is_remote_path(run_dir) else os.listdir(run_dir)
     found = [name for name in names if re.fullmatch(r'network-snapshot-\d+\.pkl', name)]
     return os.path.join(run_dir, max(found, key=kimg_of_snapshot)) if found else None
+
+
+def _class_names(training_set: Dataset) -> list[str] | None:
+    """The names of the classes of a data set, None where they have none but their numbers."""
+    names = training_set.label_names if training_set.label_size else []
+    is_named = training_set.class_indices is not None and names != [str(i) for i in range(len(names))]
+    return list(names) if is_named else None
+
+
+def name_classes(networks: Sequence[Network], training_set: Dataset) -> None:
+    """Puts the names of the classes of a data set into networks of classes, and so into their pickles.
+
+    Networks of other kinds, whose labels are any numbers, are pickled as the official programs pickle them.
+    """
+    names = _class_names(training_set)
+    for network in networks:
+        if names is not None and hasattr(network.layer, 'num_classes'):
+            network.static_kwargs['class_names'] = list(names)
+
+
+def save_class_names(training_set: Dataset) -> None:
+    """Writes the names of the classes beside the snapshots, where run_generator.py finds them."""
+    names = _class_names(training_set)
+    if names is not None:
+        with atomic_write(make_run_dir_path('class_names.json'), 'w') as file:
+            json.dump(names, file, indent=1, ensure_ascii=False)
 
 
 class ImageSnapshots:

@@ -30,7 +30,8 @@ def orthonormalized(rows: tf.Tensor) -> tf.Tensor:
     return tf.stack(result)
 
 
-def power_iteration(matrix: tf.Tensor, u: tf.Tensor, steps: int = 1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def power_iteration(matrix: tf.Tensor, u: tf.Tensor, steps: int = 1,
+                    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Steps towards the k largest singular values and their vectors.
 
     Args:

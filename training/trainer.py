@@ -13,6 +13,10 @@ become the mean over rounds and replicas; what SEQUENTIAL_STATE names - singular
 moments - is moved by every pass in turn, as if each round were a minibatch of its own. Running moments are
 averaged along with the weights (AVERAGED_STATE), all other state is copied.
 
+An update whose gradient is not finite is left out, with the new state that goes with it. Only what rounds
+have moved on stays so, as far as it is finite: it does not depend on gradients, and the weights are as they
+were.
+
 Weights that are frozen (see `training.freeze`) get no gradient and no slots of the optimizer; the moving
 average treats them like all others.
 
@@ -20,7 +24,6 @@ Growing networks have traced functions of their own for every stage (see `traini
 variable, `lod`. Images then have the size of the stage: nothing is enlarged only to be averaged again.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +38,7 @@ from training.freeze import frozen_names
 from training.growing import Stage, stage_of
 from training.hooks import UpdateHook, make_hooks, variables_of
 from training.optimizer import Optimizer
+from training.phases import Phase, discriminator_parts, generator_parts
 from training.replica import local_assign, local_handle, local_read, unwrap
 from training.schedule import lazy_regularization
 from training.strategies import is_multiworker, make_strategy
@@ -47,35 +51,6 @@ SEQUENTIAL_STATE = ('u', 'v', 'moving_mean', 'moving_variance')
 AVERAGED_STATE = ('moving_mean', 'moving_variance')
 
 _UPDATE = 1000  # In the place of the number of a piece, for random numbers of update hooks.
-
-
-@dataclasses.dataclass(eq=False)
-class Phase:
-    """One kind of update: which loss, of which network, how often."""
-
-    name: str                       # 'G', 'G_reg', 'D', 'D_reg'.
-    index: int                      # Number of the phase, a part of the random seed.
-    network: Any                    # The layer whose weights are trained.
-    optimizer: Optimizer
-    parts: Callable                 # (ctx, minibatch size, reals, labels) → (loss, reg) of training.loss.
-    use_loss: bool                  # Minimize the loss?
-    use_reg: bool                   # Minimize the regularization term?
-    reg_weight: float               # Factor on the regularization term.
-    interval: int                   # Run every so many minibatches.
-    needs_reals: bool
-
-    @property
-    def role(self) -> str:
-        """'G' or 'D'. Phases of one network never overlap and share what they accumulate gradients in."""
-        return self.name[0]
-
-    def total(self, ctx: StepContext, minibatch_size: int, reals: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """What this phase minimizes, a scalar."""
-        loss, reg = self.parts(ctx, minibatch_size, reals, labels)
-        total = tf.reduce_mean(loss()) if self.use_loss else 0.0
-        if self.use_reg and reg is not None:
-            total += tf.reduce_mean(reg()) * self.reg_weight
-        return total
 
 
 class Trainer:
@@ -137,8 +112,8 @@ class Trainer:
                                for role, network, args in [('G', G, G_opt_args), ('D', D, D_opt_args)]}
             self.update_hooks = {'G': self._make_update_hooks('G', G, G_update_args),
                                  'D': self._make_update_hooks('D', D, D_update_args)}
-        G_parts = functools.partial(_generator_parts, G_loss, G, D, G_loss_args)
-        D_parts = functools.partial(_discriminator_parts, D_loss, G, D, D_loss_args)
+        G_parts = functools.partial(generator_parts, G_loss, G, D, G_loss_args)
+        D_parts = functools.partial(discriminator_parts, D_loss, G, D, D_loss_args)
         phases = [self._make_phases('G', G, G_parts, 0, needs_reals=False),
                   self._make_phases('D', D, D_parts, 2, needs_reals=True)]
         self.phases: list[Phase] = sum(reversed(phases) if D_first else phases, [])
@@ -473,6 +448,9 @@ class Trainer:
             values = source.named_variables()
             for name, variable in target.named_variables().items():
                 unwrap(variable).assign(values[name].numpy())
+        lod, self._lod = self._lod, None    # The schedule says where growing networks are, not the snapshot.
+        if lod is not None:
+            self.set_lod(lod)
         self.reset_optimizers()
 
 
@@ -492,11 +470,3 @@ def _label_table(labels, classes, G) -> tf.Tensor | OneHotLabels | None:
     if classes is not None and G.input_shapes[1][1]:
         return OneHotLabels(classes, G.input_shapes[1][1])
     return tf.constant(labels, tf.float32) if labels is not None and labels.shape[1] else None
-
-
-def _generator_parts(loss, G, D, kwargs, ctx, minibatch_size, reals, labels):
-    return loss(G, D, ctx, minibatch_size, **kwargs)
-
-
-def _discriminator_parts(loss, G, D, kwargs, ctx, minibatch_size, reals, labels):
-    return loss(G, D, ctx, minibatch_size, reals, labels, **kwargs)

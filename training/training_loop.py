@@ -1,6 +1,5 @@
 """The training loop: schedule, steps, ticks, snapshots, checkpoints."""
 
-import inspect
 import resource
 import sys
 from typing import Any
@@ -17,11 +16,9 @@ from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
 from metrics.metric_base import MetricGroup
 from training import memory
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
-from training.configs import configs_with, network_names
-from training.dataset import Dataset, describe, keep_open, opened_dataset
-from training.freeze import frozen_names
+from training.checks import check_arguments, check_networks
+from training.dataset import Dataset, describe, opened_dataset
 from training.hooks import Hook, Run, make_hooks, variables_of
-from training.misc import snapshot_grid_size
 from training.schedule import ema_beta, kimg_at_lod, training_schedule
 from training.snapshots import (
     ImageSnapshots,
@@ -29,8 +26,12 @@ from training.snapshots import (
     kimg_of_snapshot,
     latest_snapshot,
     load_networks,
+    name_classes,
+    save_class_names,
 )
-from training.trainer import Trainer, is_multiworker, make_strategy
+from training.trainer import Trainer, make_strategy
+
+__all__ = ['check_arguments', 'training_loop']
 
 MAX_SKIPPED = 100       # Updates in a row without finite gradients, after which training counts as diverged.
 LARGE = 10 ** 7         # Weights of a generator from which on the memory of a run is estimated.
@@ -49,13 +50,15 @@ def training_loop(
     sched_args: dict | None = None,         # Arguments of training.schedule.training_schedule.
     grid_args: dict | None = None,          # size and layout of the image snapshots.
     metric_arg_list: list = (),             # Metrics to run on snapshots.
+    weights_dir: str | None = None,         # Directory with the weights of their feature networks.
     data_dir: str | None = None,            # Directory to load data sets from.
     G_smoothing_kimg: float = 10.0,         # Half-life of the moving average of the generator, in kimg.
     G_smoothing: float | None = None,       # Decay of that average per minibatch, instead of the half-life.
     minibatch_repeats: int = 4,             # Minibatches to run before the schedule is looked at again.
     D_first: bool = False,                  # Update D before G, as ProGAN and StyleGAN do?
     D_repeats: int = 1,                     # Updates of D, each on a minibatch of its own, per update of G.
-    ema_start: int = 0,                     # First step, from 1 on, in which the average is no mere copy.
+    ema_start: int = 0,                     # First step, from 1 on, in which the average is no mere copy. A
+                                            # run that starts from a snapshot goes on with the average there.
     ema_after: str = 'D',                   # The average is taken after each update of 'D', or of 'G'.
     ema_all: bool = False,                  # Average all of its state, as BigGAN-PyTorch does?
     G_update_args: list = (),               # Hooks into the updates of G, see training.hooks.
@@ -99,6 +102,7 @@ def training_loop(
         initial_pkl = latest_snapshot(ctx.run_dir) or resume_pkl  # The other file may be gone by now.
     with distribution.scope():
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
+        name_classes(networks, training_set)
         label_classes = getattr(training_set, 'label_classes', None)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer,
                           *_loss_of(G_loss_args), *_loss_of(D_loss_args),
@@ -106,8 +110,9 @@ def training_loop(
                           labels=training_set.label_table if label_classes is None else None,
                           lazy_regularization=lazy_regularization, G_reg_interval=G_reg_interval,
                           D_reg_interval=D_reg_interval, D_first=D_first, seed=seed, G_freeze=G_freeze,
-                          D_freeze=D_freeze, D_repeats=D_repeats, ema_start=ema_start, ema_after=ema_after,
-                          ema_all=ema_all, G_update_args=G_update_args, D_update_args=D_update_args)
+                          D_freeze=D_freeze, D_repeats=D_repeats, ema_after=ema_after, ema_all=ema_all,
+                          ema_start=0 if resume_pkl is not None else ema_start,
+                          G_update_args=G_update_args, D_update_args=D_update_args)
 
     # Everything about the run that is neither a variable nor an argument.
     start_nimg = 0 if has_checkpoint(ctx.run_dir) else int(
@@ -141,10 +146,11 @@ def training_loop(
         G.print_layers()
         D.print_layers()
         _print_frozen(trainer)
-        _print_notes(training_set, dataset_args or {}, networks, sched)
+        _print_notes(training_set, dataset_args or {}, networks, sched, trainer.num_replicas)
         writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
         writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
         images.save_reals_by_class()
+        save_class_names(training_set)
         sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
         writer.add_images('Images/fakes', sheet, step=progress.nimg)
         start = f' from {start_nimg / 1000:.1f} kimg on' if start_nimg else ''
@@ -230,7 +236,8 @@ def training_loop(
                 path = snapshots.save(progress.nimg)
                 metrics.run(path, run_dir=ctx.run_dir, Gs=Gs, training_set=training_set,
                             mirror_augment=mirror_augment, strategy=distribution,
-                            minibatch_gpu=sched.minibatch_gpu)
+                            minibatch_gpu=sched.minibatch_gpu, weights_dir=weights_dir,
+                            should_stop=ctx.should_stop)
                 metrics.update_autosummaries()
                 call_hooks('snapshot', path)
             autosummary.save_summaries(writer, progress.nimg)
@@ -253,70 +260,12 @@ def training_loop(
     return EasyDict(progress, run_dir=ctx.run_dir, stop_reason=ctx.stop_reason, stop_signal=ctx.stop_signal)
 
 
-def check_arguments(
-    data_dir: str | None = None, dataset_args: dict | None = None, sched_args: dict | None = None,
-    grid_args: dict | None = None, G_args: dict | None = None, D_args: dict | None = None,
-    D_loss_args: dict | None = None, resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1,
-    strategy: str = 'auto', G_freeze: list | None = None, D_freeze: list | int | None = None, **_others: Any,
-) -> None:
-    """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
-
-    Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
-    an unknown size of the sample grid, labels that a loss does not look at, or a snapshot that does not fit
-    the data set or the configuration or does not have what is to be frozen.
-    """
-    if not is_multiworker(strategy):  # Workers meet only once.
-        make_strategy(num_gpus, strategy)
-    MetricGroup(_others.get('metric_arg_list') or ()).check()   # Not hours later, for want of a file.
-    training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
-    try:
-        resolution_log2 = training_set.resolution_log2
-        if training_set.label_size:
-            _check_conditional(G_args or {}, D_args or {}, D_loss_args or {})
-        if resume_pkl is None:
-            _check_architecture(G_args or {}, training_set.resolution)
-        snapshot_grid_size(training_set.shape, (grid_args or {}).get('size', '1080p'))
-        group = _minibatch_group(D_args or {})
-        for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
-                                            num_gpus=num_gpus)):
-            if resume_pkl is None and group > 1 and pieces % min(group, pieces):
-                raise UserError('--minibatch-gpu must be at most, or divisible by, the group size '
-                                f'{group} of the minibatch standard deviation. Received: {pieces}')
-        if resume_pkl is not None:
-            networks = load_networks(resume_pkl)
-            _check_config(networks, dict(G_args=G_args, D_args=D_args), resume_pkl)
-            _check_networks(networks, training_set, resume_pkl)
-            frozen_names(networks[0].layer, G_freeze, 'G_freeze')
-            frozen_names(networks[1].layer, D_freeze, 'D_freeze')
-    except BaseException:
-        training_set.close()
-        raise
-    keep_open(training_set, data_dir=data_dir, seed=seed, **(dataset_args or {}))
-
-
-def _minibatch_group(D_args: dict) -> int:
-    """Group size of the minibatch standard deviation of a discriminator, 1 where it has none."""
-    if 'func_name' not in D_args:
-        return D_args.get('mbstd_group_size', 4)
-    parameter = inspect.signature(get_obj_by_name(D_args['func_name'])).parameters.get('mbstd_group_size')
-    return D_args.get('mbstd_group_size', parameter.default) if parameter else 1
-
-
-def _minibatches_gpu(sched_args: dict) -> list[int]:
-    """Samples per replica and round at every resolution that a run passes through."""
-    lods = range(int(training_schedule(0, **sched_args).lod) + 1)
-    # At lod k the schedule is that of a run which starts, and so stays, there.
-    starts = [2 ** (sched_args['resolution_log2'] - lod) for lod in lods]
-    return [training_schedule(0, **{**sched_args, 'lod_initial_resolution': start}).minibatch_gpu
-            for start in starts]
-
-
 def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl: str | None):
     """(G, D, Gs), new or from a snapshot, whose shapes must be those of the data set."""
     if resume_pkl is not None:
         print(f'Loading networks from {resume_pkl}...')
         networks = load_networks(resume_pkl)
-        _check_networks(networks, training_set, resume_pkl)
+        check_networks(networks, training_set, resume_pkl)
         return networks
     print('Constructing networks...')
     shape = dict(num_channels=training_set.shape[0], resolution=training_set.shape[1],
@@ -324,53 +273,6 @@ def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl
     G = tflib.Network('G', **shape, **G_args)
     D = tflib.Network('D', **shape, **D_args)
     return G, D, G.clone('Gs')
-
-
-def _check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
-    """Raises UserError for networks of a snapshot that are not for the shapes of the data set."""
-    G, D, _ = networks
-    shape, label_size = D.input_shape[1:], G.input_shapes[1][1]
-    if shape != training_set.shape or label_size != training_set.label_size:
-        raise UserError(f'{path} is for images {shape} with label size {label_size}; the data set has '
-                        f'{training_set.shape} and {training_set.label_size}')
-
-
-def _check_config(networks: tuple, config: dict, path: str) -> None:
-    """Raises UserError for networks of a snapshot that are not those of the configuration."""
-    G, D, _ = networks
-    synthesis = G.components.get('synthesis')
-    found = tuple(network and type(network.layer).__name__ for network in (G, synthesis, D))
-    expected = network_names(config)
-    if found != expected:
-        fitting = configs_with(found)
-        raise UserError(f'{path} holds {_joined(found)}; the configuration is for {_joined(expected)}. '
-                        + (f'Choose --config={" or ".join(fitting)}' if fitting else 'No config is for them'))
-
-
-def _joined(names: tuple) -> str:
-    return ', '.join(name for name in names if name)
-
-
-def _check_conditional(G_args: dict, D_args: dict, D_loss_args: dict) -> None:
-    """Raises UserError for a configuration in which labels would have no effect."""
-    if D_args.get('func_name', '').endswith('.D_paper') and not D_loss_args['func_name'].endswith('_acgan'):
-        raise UserError('--cond: the discriminator of ProGAN learns labels by the loss of AC-GAN only; '
-                        'use --config=progan-acgan')
-    if G_args.get('mapping_layers') == 0:
-        raise UserError('--cond: labels enter the generator through its mapping network, which this config '
-                        'does not have; use one with mapping layers, such as stylegan-f')
-
-
-def _check_architecture(G_args: dict, resolution: int) -> None:
-    """Raises UserError for a resolution that the networks of the configuration have no architecture for."""
-    if 'func_name' not in G_args:
-        return
-    module = sys.modules[get_obj_by_name(G_args['func_name']).__module__]
-    known = getattr(module, 'ARCHITECTURES', None)
-    if isinstance(known, dict) and resolution not in known and not G_args.get('multipliers'):
-        raise UserError(f'the networks of this config are for the resolutions '
-                        f'{", ".join(map(str, sorted(known)))}; choose one by --resolution, or a larger data '
-                        f'set. Received: {resolution}')
 
 
 def _start_kimg(resume_pkl: str | None, resume_kimg: float | None, G: tflib.Network,
@@ -418,13 +320,14 @@ def _grid_args(grid_args: dict | None, training_set: Dataset) -> dict:
     return dict(grid_args or {}) if training_set.label_size else {**(grid_args or {}), 'layout': 'random'}
 
 
-def _print_notes(training_set: Dataset, dataset_args: dict, networks: tuple, sched: EasyDict) -> None:
+def _print_notes(training_set: Dataset, dataset_args: dict, networks: tuple, sched: EasyDict,
+                 num_gpus: int) -> None:
     """What users of large or conditional networks should know before they wait."""
     if dataset_args.get('max_label_size') == 'auto' and not training_set.label_size:
         print('The data set has no labels: the networks are unconditional, they have one class.')
     # Where memory may be short: it takes seconds to find out.
     if sum(int(np.prod(variable.shape)) for variable in networks[0].trainables.values()) > LARGE:
-        rounds = sched.minibatch_size // sched.minibatch_gpu
+        rounds = sched.minibatch_size // (sched.minibatch_gpu * num_gpus)
         print(memory.estimate(networks, sched.minibatch_gpu, rounds))
 
 

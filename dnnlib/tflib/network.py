@@ -352,12 +352,17 @@ class Network:
         return other
 
     def _variant(self, func: type, name: str | None, new_static_kwargs: dict) -> 'Network':
+        from training.layers import unused_initial_values
         static_kwargs = copy.deepcopy({**self.static_kwargs, **new_static_kwargs})
         name = name or self.name
-        # Arguments of a pickle may be called like ours.
-        other = Network(name, layer=func(**{**static_kwargs, 'name': layer_name(name)}))
+        with unused_initial_values():
+            # Arguments of a pickle may be called like ours.
+            other = Network(name, layer=func(**{**static_kwargs, 'name': layer_name(name)}))
         other.static_kwargs = EasyDict(static_kwargs)
         other.copy_vars_from(self)
+        if other.vars.keys() - self.vars.keys():
+            fresh = initial_values(other.layer)
+            other.set_vars({key: value for key, value in fresh.items() if key not in self.vars})
         return other
 
     def convert(self, new_func_name: Any = None, new_name: str | None = None,

@@ -93,16 +93,18 @@ def check_state(state: NetworkState) -> None:
 
 def build_layer(state: NetworkState, name: str | None = None) -> Any:
     """The layer of a pickled network, filled with its values; UserError that lists what does not match."""
+    from training.layers import planned_variables, unused_initial_values
     check_state(state)
     network_class = find_network_class(state.build_func_name, state.version)
     values = state.all_variables()
     where = f'{quote(state.name)} ({network_class.__module__}.{network_class.__name__})'
     # First without memory: arguments out of a file could ask for any amount of it.
-    with tf.Graph().as_default(), tf.variable_creator_scope(_Limit(len(values))):
+    with planned_variables(_Limit(len(values))):
         plan = _construct(network_class, state, name)
         check_values(plan.named_variables(), values, where, complete=True)
         _check_components(plan, state)
-    layer = _construct(network_class, state, name)
+    with unused_initial_values():
+        layer = _construct(network_class, state, name)
     assign_values(layer.named_variables(), values)
     return layer
 
@@ -113,11 +115,10 @@ class _Limit:
     def __init__(self, num_values: int):
         self.left = 2 * num_values + 200
 
-    def __call__(self, next_creator, **kwargs):
+    def __call__(self) -> None:
         self.left -= 1
         if self.left < 0:
             raise UserError('the arguments of the network ask for far more variables than the pickle has')
-        return next_creator(**kwargs)
 
 
 def _construct(network_class: type, state: NetworkState, name: str | None) -> Any:

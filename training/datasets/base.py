@@ -108,9 +108,12 @@ class Dataset:
     Attributes:
         class_indices: int32 [num_images], where labels are one-hot: their classes; else None.
         num_classes: label_size where labels are one-hot, else 0.
+        full_resolution: That of the images before `resolution` reduced them.
 
     Errors: UserError for labels that are missing or do not fit the images.
     """
+
+    full_resolution = 0         # Set by subclasses that reduce.
 
     def __init__(
         self,
@@ -145,6 +148,7 @@ class Dataset:
         self.path = name            # Where it lies; `load_dataset` knows.
         self.shape = [int(size) for size in shape]
         self.resolution = self.shape[1]
+        self.full_resolution = self.full_resolution or self.resolution
         self.resolution_log2 = self.resolution.bit_length() - 1
         self.num_images = int(num_images)
         self.dynamic_range = [0, 255]

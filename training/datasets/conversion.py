@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -22,19 +22,15 @@ import tqdm
 
 from dnnlib.util import UserError, atomic_write, format_time
 from training.datasets import worker_pool
-from training.datasets.base import check_image_size
+from training.datasets.conversion_task import Options, Result, Source, Task, check_shape
 from training.datasets.image_files import LeftOutError
 from training.datasets.labels import check_classes, count_labels, find_classes, label_chunks
 from training.datasets.workspace import Workspace, check_target, target_folder
 from training.datasets.writer import (
     FORMATS,
-    JPEG_QUALITY,
     MIN_LEVEL,
-    SHUFFLE_SEED,
     choose_shuffled_order,
-    encode_level,
     fingerprint,
-    image_levels,
     make_example,
 )
 
@@ -47,39 +43,8 @@ _INDEX = re.compile(r'\[[^][]*\]$')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-class Source(Protocol):
-    """Images to convert, see `archives`. Pickled once per worker process."""
-
-    name: str
-    labels: np.ndarray | None           # int [N] or float32 [N, components].
-    label_names: list[str] | None
-    description: str
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> np.ndarray:
-        """uint8 [H, W, C]. Errors: UserError, naming the file."""
-
-    def item_name(self, i: int) -> str:
-        """For messages."""
-
-
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C; says what was kept."""
-
-
-class Options(NamedTuple):
-    """How to write a data set."""
-
-    format: str = 'raw'                     # 'raw', 'png' or 'jpeg'.
-    quality: int = JPEG_QUALITY             # Of JPEG.
-    single_resolution: bool | None = None   # Only the largest level; None: for png and jpeg.
-    shards: int = 1                         # Files per level.
-    workers: int | None = None              # Processes; None: as many as there are processors.
-    overwrite: bool = False                 # Whether to replace a data set of that name.
-    skip_bad: bool = False                  # Whether to leave out images that cannot be used.
-    shuffle_seed: int | None = SHUFFLE_SEED     # None: the order of the source.
-    max_images: int | None = None           # The first images of that order only.
 
 
 def convert(source: Source, tfrecord_dir: str, options: Options, recipe: dict | None = None) -> dict:
@@ -108,70 +73,6 @@ def convert(source: Source, tfrecord_dir: str, options: Options, recipe: dict | 
         return _Conversion(source, target, workspace, options, recipe or {}).run()
 
 
-class _Result(NamedTuple):
-    """What became of the images of one task."""
-
-    count: int                                  # Images converted, of those in the task.
-    levels: dict[int, tuple[bytes, list[int]]]  # log2 of the size → records, their lengths.
-    digests: list[bytes]                        # Of the largest level.
-    bad: list[tuple[int, str, bool]]            # Place in the task, what is wrong, whether to go on.
-
-
-class _Task:
-    """The work of the worker processes: images of a source → records."""
-
-    def __init__(self, source: Source, shape: list[int], first: str, lowest: int, options: Options) -> None:
-        self._source, self._shape, self._first, self._lowest = source, shape, first, lowest
-        self._format, self._quality, self._skip_bad = options.format, options.quality, options.skip_bad
-
-    def __call__(self, indices: list[int]) -> _Result:
-        images, bad = [], []
-        for place, index in enumerate(indices):
-            try:
-                image = self._source.read(index)
-                self._check(image, index)
-                images.append(image)
-            except UserError as error:
-                skip = self._skip_bad or isinstance(error, LeftOutError)
-                bad.append((place, str(error), skip))
-                if not skip:
-                    break
-        levels, digests = {}, []
-        if images:
-            for level, pixels in image_levels(np.stack(images), self._lowest):
-                data, lengths, level_digests = encode_level(pixels, self._format, self._quality)
-                levels[level] = data, lengths
-                digests = digests or level_digests
-        return _Result(len(images), levels, digests, bad)
-
-    def _check(self, image: np.ndarray, index: int) -> None:
-        channels, height, width = self._shape
-        if image.shape == (height, width, channels):
-            return
-        name = self._source.item_name(index)
-        if image.ndim != 3 or image.dtype != np.uint8:
-            raise UserError(f'{name}: expected uint8 [H, W, C], received {image.dtype} {list(image.shape)}.')
-        if image.shape[2] != channels:
-            raise UserError(f'{name} has {_channels(image.shape[2])}, but {self._first} has '
-                            f'{_channels(channels)}; expected the same of all. Give '
-                            f'--channels={max(image.shape[2], channels)}, or convert them.')
-        raise UserError(f'{name} has {image.shape[1]}x{image.shape[0]} pixels, but {self._first} has '
-                        f'{width}x{height}; expected one size. Give --transform=center-crop '
-                        f'--resolution={width}, or resize them.')
-
-
-def _channels(count: int) -> str:
-    return f'{count} channels' + {1: ' (gray)', 3: ' (RGB)', 4: ' (RGBA)'}.get(count, '')
-
-
-def check_shape(shape: tuple[int, ...], name: str) -> None:
-    """Errors: UserError unless [H, W, C] can be a data set; says what would make it one."""
-    height, width, channels = shape
-    if channels not in (1, 3, 4):
-        raise UserError(f'{name} has {channels} channels; expected 1 (gray), 3 (RGB) or 4 (RGBA).')
-    check_image_size(width, height, name, converting=True)
-
-
 class _Conversion:
     """One run of `convert`, inside the lock."""
 
@@ -194,7 +95,7 @@ class _Conversion:
         single = options.format != 'raw' if options.single_resolution is None else options.single_resolution
         self._lowest = self._top if single else MIN_LEVEL
         self._levels = list(range(self._top, self._lowest - 1, -1))
-        self._task = _Task(source, self._shape, self._first, self._lowest, options)
+        self._task = Task(source, self._shape, self._first, self._lowest, options)
         self._position = self._kept = 0     # Images dealt with, and images converted.
         self._open_shard = None
         self._skipped: list[list] = []      # [position in the order, name, reason].
@@ -382,7 +283,7 @@ class _Conversion:
             with contextlib.suppress(OSError):      # On a full disk the state before serves as well.
                 self._save()
 
-    def _write(self, task: list[int], result: _Result) -> None:
+    def _write(self, task: list[int], result: Result) -> None:
         """Appends the result of the task at the present position."""
         shard = self._shard(self._position)
         if shard != self._open_shard:

@@ -57,7 +57,7 @@ class ImageFolderDataset(Dataset):
         height, width, channels = self._source.shape
         check_image_size(width, height, self._source.item_name(int(self._items[0])))
         self._reduce = check_resolution(resolution, height, f'the images in {path},')
-        size = height >> self._reduce
+        self.full_resolution, size = height, height >> self._reduce
         labels = self._source.labels
         names = self._source.store.names
         if max_label_size and labels is None and any('/' in name for name in names):

@@ -1,8 +1,10 @@
-"""Labels as classes, and as rows of floats where rows are wanted.
+"""Labels as classes, and as rows of floats where rows are wanted; names of classes.
 
 One-hot rows of all images of a large data set would not fit into memory; their classes do.
 """
 
+import json
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from dnnlib.util import UserError
 
 LABEL_CHUNK = 4096          # Rows of labels that are expanded at a time.
+MAX_NAMES_BYTES = 64 << 20
 
 
 def check_classes(classes: np.ndarray, where: str, num_classes: int | None = None) -> tuple[np.ndarray, int]:
@@ -82,3 +85,22 @@ def split_labels(labels: np.ndarray | None, size: int) -> tuple[np.ndarray | Non
         return np.ascontiguousarray(classes, np.int32), None
     rows = expand_classes(labels, size) if labels.ndim == 1 else labels[:, :size]
     return None, np.ascontiguousarray(rows, np.float32)
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """Names of classes: the lines of a text, a JSON list, or the dataset.json of a data set."""
+    with open(path, 'rb') as file:
+        data = file.read(MAX_NAMES_BYTES)
+    try:
+        text = data.decode('utf-8-sig')
+        if not os.fspath(path).lower().endswith('.json'):
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        names = json.loads(text)
+        names = names.get('label_names') if isinstance(names, dict) else names
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+        reason = 'it holds no list of names'
+    except (ValueError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+    raise UserError(f'{os.fspath(path)}: expected lines of text, a JSON list, or a dataset.json with '
+                    f'label_names ({reason:.80})')

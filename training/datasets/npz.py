@@ -86,6 +86,7 @@ class NpzDataset(Dataset):
         except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f'{path} is damaged or not an .npz file: {error}') from error
         levels = check_resolution(resolution, images.shape[1], f'the images in {path},')
+        self.full_resolution = images.shape[1]
         count = limit_images(len(images), max_images)
         images = images[:count]
         if levels:

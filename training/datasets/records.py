@@ -55,7 +55,8 @@ class TFRecordDataset(Dataset):
         names = sorted(gfile().listdir(tfrecord_dir) if remote else os.listdir(tfrecord_dir))
         self.description = self._load_description() if DESCRIPTION in names else {}
         self._levels = self._open_levels(names, verify, skip_bad)
-        size = resolution or max(self._levels)
+        self.full_resolution = max(self._levels)
+        size = resolution or self.full_resolution
         if size not in self._levels:
             there = ', '.join(f'{level}x{level}' for level in sorted(self._levels))
             if size > max(self._levels):

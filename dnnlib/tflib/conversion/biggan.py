@@ -61,11 +61,10 @@ def _infer(weights: Weights, overrides: dict[str, Any]) -> _Plan:
 
 def network_shapes(function: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the variables of one of our networks; takes no memory for them."""
-    import tensorflow as tf
-
     from training import networks_biggan, networks_biggan_deep
+    from training.layers import planned_variables
     network_class = vars(networks_biggan).get(function) or vars(networks_biggan_deep)[function]
-    with tf.Graph().as_default():
+    with planned_variables():
         network = network_class(**{**kwargs, 'name': 'plan'})
         return {name: tuple(variable.shape) for name, variable in network.named_variables().items()}
 

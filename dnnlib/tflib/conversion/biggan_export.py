@@ -12,7 +12,7 @@ from dnnlib.tflib.conversion import biggan
 from dnnlib.tflib.legacy import NetworkState
 from dnnlib.util import UserError, atomic_write
 
-__all__ = ['ENDINGS', 'to_state_dict', 'write']
+__all__ = ['ENDINGS', 'lost_arguments', 'to_state_dict', 'write']
 
 ENDINGS = ('.pth', '.bin', '.safetensors')
 
@@ -58,6 +58,18 @@ def _complete(state: NetworkState) -> dict[str, Any]:
         if kwargs.get(key) is None:
             kwargs[key] = defaults.get(key, () if key == 'attention' else None)
     return kwargs
+
+
+def lost_arguments(state: NetworkState) -> dict[str, float]:
+    """Arguments that state dicts do not hold, where they are others than reading one takes for granted."""
+    own, kwargs = 1e-4, state.static_kwargs     # The default of our networks.
+    bn, sn = (own, own) if state.build_func_name == 'G_biggan_deep' else (1e-5, 1e-6)
+    found = {'sn_epsilon': (kwargs.get('sn_epsilon', own), sn)}
+    if state.build_func_name != 'D_biggan':
+        epsilon, final = kwargs.get('bn_epsilon', own), kwargs.get('final_bn_epsilon')
+        found['bn_epsilon'] = epsilon, bn
+        found['final_bn_epsilon'] = epsilon if final is None else final, bn
+    return {key: value for key, (value, usual) in found.items() if value != usual}
 
 
 def write(state: NetworkState, path: str) -> None:

@@ -1,7 +1,6 @@
 """Published weights of BigGAN as what a pickle of ours holds: one network, or a snapshot (G, D, Gs)."""
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +9,7 @@ from dnnlib.tflib.conversion import biggan, biggan_sources
 from dnnlib.tflib.legacy import NetworkState
 from dnnlib.util import UserError
 
-__all__ = ['apply_classes', 'describe', 'load', 'read_names']
-
-MAX_NAMES_BYTES = 64 << 20
+__all__ = ['apply_classes', 'describe', 'load']
 
 
 def load(
@@ -85,25 +82,6 @@ def apply_classes(states: dict[str, NetworkState], num_classes: int | None,
         for state in states.values():
             state.static_kwargs['class_names'] = list(class_names)
     return notes
-
-
-def read_names(path: str) -> list[str]:
-    """Names of classes: the lines of a text, a JSON list, or the dataset.json of a data set."""
-    with open(path, 'rb') as file:
-        data = file.read(MAX_NAMES_BYTES)
-    try:
-        text = data.decode('utf-8-sig')
-        if not path.lower().endswith('.json'):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        names = json.loads(text)
-        names = names.get('label_names') if isinstance(names, dict) else names
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return names
-        reason = 'it holds no list of names'
-    except (ValueError, RecursionError) as error:
-        reason = ' '.join(str(error).split())
-    raise UserError(f'{path}: expected lines of text, a JSON list, or a dataset.json with label_names '
-                    f'({reason:.80})')
 
 
 def describe(path: str) -> Iterator[str]:
