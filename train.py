@@ -4,6 +4,7 @@ Flags → configuration (training/configs.py) → run directory (dnnlib.submit_r
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -35,6 +36,8 @@ EXAMPLES = [
 ]
 
 # What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
+# Of the hooks into the loop this holds until one of them goes back to a snapshot. A new one starts afresh,
+# and what the checkpoint holds of one that is gone, or was at another place of the list, is left there.
 CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
               'metric_arg_list', 'hook_args', 'weights_dir', 'data_dir', 'dataset_args.dataset',
               'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy')
@@ -67,10 +70,12 @@ def make_parser() -> flags.Parser:
     add('freeze-mapping', bool, 'with a snapshot: the mapping network of the generator stays as it is')
     add('rollback-on-collapse', bool, 'where an alarm says that the run collapses, go back to the best or '
                                       'last good snapshot, three times at most (default: false)')
-    add('keep-best', help='metric, such as fid5k or pr5k3_recall, whose best snapshot is kept as '
-                          'network-best.pkl; it is run on snapshots (default: none)')
-    add('sigma-clamp', sigma_clamp, 'BigGAN: bound of the largest singular value of every weight of the '
-                                    'generator, as 2.5, or times the second one, as 1.2x (default: none)')
+    add('keep-best', keep_best, 'metric, such as fid5k or pr5k3_recall, whose best snapshot is kept as '
+                                'network-best.pkl; it joins those of --metrics (default: none)')
+    add('sigma-clamp', sigma_clamp, 'BigGAN: after each update take from the largest singular value of every '
+                                    'weight of the generator what is above a limit, as 2.5, or above a '
+                                    'multiple of the second one, as 1.2x; it holds the values down, but is '
+                                    'no strict bound (default: none)')
     add('resume-kimg', flags.nonneg_float, 'progress to start from with a snapshot (default: as in its name)')
     add('seed', flags.nonneg_int, 'of weights, data order and all random numbers (default: 1000)')
     add('minibatch-size', flags.positive_int, 'samples per step over all GPUs, at every resolution '
@@ -228,12 +233,25 @@ freeze_d.metavar = 'N|NAMES'
 def sigma_clamp(text: str) -> dict[str, float]:
     """The value of --sigma-clamp: the argument of training.spectral.SigmaClamp that is meant."""
     match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)(x?)\s*', text)
-    if not match or not float(match[1]):
+    if not match or not 0 < float(match[1]) < math.inf:
         raise UserError(f'expected a number above 0, or a number and x, as 2.5 or 1.2x, received {text!r}')
     return {'ratio' if match[2] else 'sigma': float(match[1])}
 
 
 sigma_clamp.metavar = 'X|Rx'
+
+
+def keep_best(text: str) -> str:
+    """The value of --keep-best: the name of a result of a metric, or none."""
+    from metrics.metric_defaults import metric_of_result
+    name = text.strip()
+    if name.lower() == 'none':
+        return 'none'
+    metric_of_result(name)      # Says what is wrong.
+    return name
+
+
+keep_best.metavar = 'METRIC'
 
 
 def _monitor_changes(args: Any, config: dict[str, Any], metrics: list[dict] | None) -> dict[str, Any]:
@@ -242,16 +260,21 @@ def _monitor_changes(args: Any, config: dict[str, Any], metrics: list[dict] | No
     Args:
         metrics: Those of --metrics, None where it was not given.
     """
-    alarm, best = 'training.monitors.CollapseAlarm', 'training.monitors.KeepBest'
     hooks, changes = [dict(hook) for hook in config.get('hook_args', [])], {}
     metrics = list(config.get('metric_arg_list', []) if metrics is None else metrics)
     if args.keep_best is not None:
-        name = args.keep_best.strip()
-        if not any(name == metric['name'] or name.startswith(metric['name'] + '_') for metric in metrics):
-            metrics.append(_metric_of(name))
+        hooks = _with_hook(hooks, 'training.monitors.KeepBest',
+                           None if args.keep_best == 'none' else dict(metric=args.keep_best))
+    if args.keep_best is not None or args.metrics is not None:
+        wanted = [_metric_of(hook['metric']) for hook in hooks
+                  if hook['func_name'] == 'training.monitors.KeepBest']
+        missing = [metric for metric in wanted if metric and metric['name'] not in [
+            other['name'] for other in metrics]]
+        if missing:
+            metrics += missing
             changes['metric_arg_list'] = metrics
-        hooks = [hook for hook in hooks if hook['func_name'] != best] + [dict(func_name=best, metric=name)]
     if args.rollback_on_collapse is not None:
+        alarm = 'training.monitors.CollapseAlarm'
         found = [hook for hook in hooks if hook['func_name'] == alarm]
         if args.rollback_on_collapse and not found:
             if not metrics:
@@ -267,19 +290,26 @@ def _monitor_changes(args: Any, config: dict[str, Any], metrics: list[dict] | No
     if args.sigma_clamp is not None:
         if '_biggan' not in config['G_args']['func_name']:
             raise UserError('--sigma-clamp is for BigGAN, whose weights are spectrally normalized')
-        name = 'training.spectral.SigmaClamp'
-        others = [hook for hook in config.get('G_update_args', []) if hook['func_name'] != name]
-        changes['G_update_args'] = [*others, dict(func_name=name, **args.sigma_clamp)]
+        changes['G_update_args'] = _with_hook(config.get('G_update_args', []),
+                                              'training.spectral.SigmaClamp', args.sigma_clamp)
     return changes
 
 
-def _metric_of(name: str) -> dict[str, Any]:
-    """Arguments of the metric that has a result of this name."""
-    from metrics.metric_defaults import better_of, find_metric
-    if not better_of(name):
-        raise UserError(f'--keep-best: neither high nor low values of {name} are better; choose a metric '
-                        'such as fid5k, is5k or pr5k3_recall')
-    return find_metric(re.sub(r'_(precision|recall|mean|avg)$', '', name))
+def _with_hook(hooks: list[dict[str, Any]], func_name: str, kwargs: dict[str, Any] | None) -> list[dict]:
+    """The list with a hook of these arguments, without one for None; all others keep their places."""
+    changed = None if kwargs is None else dict(func_name=func_name, **kwargs)
+    result = [changed if hook['func_name'] == func_name else hook for hook in hooks]
+    result += [changed] if changed not in result else []
+    return [hook for hook in result if hook is not None]
+
+
+def _metric_of(result: str) -> dict[str, Any] | None:
+    """Arguments of the metric that has a result of this name, None where it is none of those of names."""
+    from metrics.metric_defaults import metric_of_result
+    try:
+        return metric_of_result(result)
+    except UserError:
+        return None
 
 
 def _freeze_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from dnnlib.util import UserError, did_you_mean
 
-__all__ = ['FAMILIES', 'OFFICIAL_METRICS', 'Family', 'better_of', 'find_metric', 'metric_defaults']
+__all__ = ['FAMILIES', 'OFFICIAL_METRICS', 'Family', 'better_of', 'find_metric', 'metric_defaults',
+           'metric_of_result']
 
 # The names that official command lines use.
 OFFICIAL_METRICS = ('fid50k', 'kid50k', 'is50k', 'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend',
@@ -177,6 +178,34 @@ def better_of(name: str) -> str:
     if re.match(r'is\d|is_|pr\d|pr_', name):
         return '' if name.endswith('_std') else 'high'
     return 'low' if re.match(r'fid|fd_|kid|kd_|ppl|ls|swd', name) else ''
+
+
+# What a metric with several results can be judged by, by class: suffixes, '' for the one that sums it up.
+_JUDGED_BY = {_PR: ('_precision', '_recall'), _IS: ('', '_mean'), _CLASS_FID: ('', '_mean'),
+              'metrics.sliced_wasserstein.SWD': ('', '_avg'),
+              'metrics.linear_separability.LS': ('_z', '_w')}
+
+
+def metric_of_result(name: str) -> dict[str, Any]:
+    """Arguments of the metric that has this result, one by which networks can be ranked.
+
+    Errors: UserError for what is no such result, as pr5k3, which has two.
+    """
+    stem, suffix = re.fullmatch(r'(.*?)((?:_precision|_recall|_mean|_avg|_[zw])?)', name).groups()
+    try:
+        args = find_metric(stem)
+    except UserError:
+        args = None
+    if args is None or not better_of(name):
+        raise UserError('expected a metric of which high or low values are better, as fid5k, is5k or '
+                        f'pr5k3_recall. Received: {name}')
+    one_of_mixing = args['func_name'] != _MIXING or len(args['num_latents']) == 1
+    suffixes = _JUDGED_BY.get(args['func_name'], ('',) if one_of_mixing else ())
+    if suffix not in suffixes:
+        known = [stem + other for other in suffixes]
+        raise UserError(f'expected one result of {stem}{", " * bool(known)}{" or ".join(known)}. '
+                        f'Received: {name}')
+    return args
 
 
 # Name → arguments, of the names that --list shows.

@@ -13,6 +13,7 @@ from dnnlib.util import UserError, gfile, is_remote_path
 
 FOLDER = 'checkpoints'
 PREFIX = 'state'        # Of the files of a checkpoint: state-<number>.index and so on.
+OPTIONAL = 'hooks/'     # Variables of hooks into the loop, which a resumed run may have others of.
 
 
 class TrainingCheckpoint:
@@ -29,7 +30,7 @@ class TrainingCheckpoint:
 
     def __init__(self, run_dir: str, variables: dict[str, tf.Variable], keep: int = 2):
         self._progress = tf.Variable('{}', dtype=tf.string, trainable=False)
-        self._names = sorted(variables)
+        self._variables = dict(variables)
         self._checkpoint = tf.train.Checkpoint(progress=self._progress, variables=dict(variables))
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, os.path.join(run_dir, FOLDER), max_to_keep=keep, checkpoint_name=PREFIX)
@@ -53,7 +54,7 @@ class TrainingCheckpoint:
         path = os.path.join(self._manager.directory, f'{PREFIX}-{number}')
         if path == self._known:
             return path
-        self._progress.assign(json.dumps({**progress, 'variables': self._names}))
+        self._progress.assign(json.dumps({**progress, 'variables': sorted(self._variables)}))
         earlier = self._paths()
         try:
             self._manager.save(checkpoint_number=number)
@@ -71,6 +72,7 @@ class TrainingCheckpoint:
         """Restores the latest checkpoint and returns its progress; None where there is none.
 
         Where its files are damaged, as after a power failure, the one before is taken, with a warning.
+        Optional variables that it does not hold stay as they are; those that only it holds are left there.
 
         Errors: UserError when none can be read, or they belong to other networks; nothing may be used then.
         """
@@ -92,11 +94,17 @@ class TrainingCheckpoint:
 
     def _restore(self, path: str) -> dict[str, Any]:
         stored = _read_progress(path)
-        if stored.pop('variables') != self._names:
+        names = set(stored.pop('variables'))
+        if {name for name in names.symmetric_difference(self._variables) if not name.startswith(OPTIONAL)}:
             raise UserError(f'{path}: the checkpoint belongs to networks with other variables; '
                             'resume with the configuration that it was made with')
         try:
-            self._checkpoint.restore(path).assert_consumed()
+            if names == set(self._variables):
+                self._checkpoint.restore(path).assert_consumed()
+            else:
+                common = {name: self._variables[name] for name in names.intersection(self._variables)}
+                partial = tf.train.Checkpoint(progress=self._progress, variables=common)
+                partial.restore(path).assert_existing_objects_matched().expect_partial()
         except (tf.errors.OpError, IndexError, RuntimeError) as error:  # IndexError: a file that is cut off.
             raise _Damaged(f'{path}: the checkpoint is damaged ({_first_line(error)})') from error
         except (ValueError, AssertionError) as error:

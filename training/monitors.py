@@ -7,6 +7,7 @@ a metric, and the share of images that D takes for real in and outside of the tr
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from dnnlib.tflib import autosummary
 from dnnlib.util import UserError, atomic_write, gfile, is_remote_path
-from metrics.metric_defaults import better_of
+from metrics.metric_defaults import FAMILIES, better_of, metric_of_result
 from training.hooks import Hook, Run, UpdateHook
 from training.layers_biggan import SpectralLayer, full_precision
 from training.replica import local_assign, local_read
@@ -30,8 +31,8 @@ _SUMMARIES = ('', '_mean', '_avg')
 ADVICE = {
     'sigma': 'Weights whose largest singular value explodes are how the collapse of BigGAN begins, mostly in '
              'the first layers of G. Use a snapshot from before (network-best.pkl with --keep-best), train '
-             'on from one, or with --rollback-on-collapse; --sigma-clamp bounds the values but only delays '
-             'the end, R1 (--gamma=1) prevents it at the price of quality, and so do lower learning rates.',
+             'on from one, or with --rollback-on-collapse; --sigma-clamp holds the values down but does not '
+             'prevent the end, R1 (--gamma=1) does at the price of quality, and so do lower learning rates.',
     'loss': 'A loss of D that jumps up after a long time near one level means that D has lost hold of G: '
             'images are about to collapse or have done so. Look at the latest fakes*.png and use a snapshot '
             'from before; larger minibatches, R1 (--gamma=1 to 10), more updates of D (--d-repeats) or lower '
@@ -298,14 +299,20 @@ class KeepBest(Hook):
         self.best: float | None = None
 
     def state(self) -> dict[str, Any]:
-        return dict(best=self.best)
+        return dict(metric=self.metric, best=self.best)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.best = state['best']
+        # The best value of another metric says nothing about this one.
+        self.best = state['best'] if state.get('metric', self.metric) == self.metric else None
 
     def start(self, run: Run) -> None:
         names = [metric.name for metric in run.metrics.metrics]
-        if not any(self.metric == name or self.metric.startswith(f'{name}_') for name in names):
+        if any(re.fullmatch(family.pattern, self.metric) for family in FAMILIES):
+            metric_of_result(self.metric)   # Refuses what has several results; else it is a metric itself.
+            fits = self.metric in names
+        else:
+            fits = any(self.metric == name or self.metric.startswith(f'{name}_') for name in names)
+        if not fits:
             raise UserError(f'keep best: {self.metric} is none of the metrics of this run, '
                             f'{", ".join(names) or "which has none"}; add it by --metrics')
 

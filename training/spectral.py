@@ -49,7 +49,11 @@ def power_iteration(matrix: tf.Tensor, u: tf.Tensor, steps: int = 1,
 
 
 def clamped(matrix: tf.Tensor, sigma: tf.Tensor, u: tf.Tensor, v: tf.Tensor, limit: Any) -> tf.Tensor:
-    """matrix - max(0, sigma - limit)·u·vᵀ: its largest singular value is at most `limit` then.
+    """matrix - max(0, sigma - limit)·u·vᵀ (BigGAN, appendix F).
+
+    Of the largest singular value this leaves `limit`; the second one may be above that, and stays. Where the
+    vectors are not converged, but matrix·v = sigma·u, as after any step of the iteration, v is mapped to
+    limit·u instead, and no singular value grows.
 
     Args:
         matrix: [out, rest].
@@ -148,8 +152,10 @@ class _SigmaRemedy(UpdateHook):
 class SigmaClamp(_SigmaRemedy):
     """Takes from the largest singular value of every weight, after each update, what is above a limit.
 
-    The limit is `sigma`, or `ratio` times the second singular value. In the paper this kept the spectra of
-    the generator from exploding, but did not keep the training from collapsing.
+    The limit is `sigma`, or `ratio` times the second singular value. One direction per update, by vectors
+    that follow the weight: this stops an explosion, which is growth along one direction for many updates,
+    but no value has to be below the limit at any moment. In the paper it kept the spectra of the generator
+    from exploding, but did not keep the training from collapsing.
     """
 
     title = 'sigma clamp'
