@@ -11,7 +11,8 @@ import tensorflow as tf
 from dnnlib.transfer import file_sha256
 from dnnlib.util import UserError
 from metrics import weights
-from metrics.feature_nets import IMAGENET_MEAN, IMAGENET_STD, NORM_EPSILON, Extractor
+from metrics.extractor import NORM_EPSILON, Extractor
+from metrics.feature_nets import IMAGENET_MEAN, IMAGENET_STD
 
 # Weights of torchvision, which differ in their training alone.
 FILES = ('resnet50-0676ba61.pth', 'resnet50-19c8e357.pth', 'resnet50-11ad3fa6.pth')

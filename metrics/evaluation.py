@@ -9,11 +9,9 @@ replicas share the minibatches; the random numbers of an image are a function of
 that neither their number nor the size of the minibatches changes what is measured.
 """
 
-import collections
 import contextlib
 import hashlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,19 +20,16 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from training.context import Context
-from training.datasets.prefetch import Prefetcher
 
 from .feature_nets import find_extractor
 from .feature_streams import FeatureStore, FeatureStream
-from .image_streams import DEFAULT_BATCH, ImageNoise, ImageStream, filled, groups, philox, to_rgb
-from .metric_base import Stopped
+from .image_streams import DEFAULT_BATCH, ImageNoise, ImageStream, philox, to_rgb
 from .progress import Progress
+from .replica_map import ReplicaMap
 
 __all__ = ['Evaluation', 'FeatureStream', 'ImageNoise', 'ImageStream', 'for_training', 'philox']
 
 BLOCK = 256             # Images whose latents come from one generator of random numbers.
-STOP_EVERY = 2          # Seconds between questions whether to stop.
-IN_FLIGHT = 2           # Minibatches that are computed while results are used.
 
 # How an extractor resizes what it gets.
 RESIZE = {'inception': 'TF1 bilinear to 299x299', 'vgg16': 'TF1 bilinear to 224x224', 'lpips': 'none',
@@ -100,12 +95,11 @@ class Evaluation:
         self.file_prefix = ''                   # Of such files.
         self._labels, self._class_names = labels, class_names
         self._extractors: dict[str, Any] = {}
-        self._functions: collections.OrderedDict = collections.OrderedDict()
+        self._replicas = ReplicaMap(self.strategy, should_stop)
         self._samplers: dict[tuple, Any] = {}
         self._store = FeatureStore(self, cache_dir)
         self._used: dict[str, Any] = {}         # Facts of the streams of the metric that is computed.
         self._metric: Any = None
-        self._should_stop, self._asked = should_stop, 0.0
 
     # What is measured.
 
@@ -344,8 +338,9 @@ class Evaluation:
         for key in [key for key in self._samplers if key != kept]:
             network = self._samplers.pop(key).network
             if network is not self.Gs and network not in [other.network for other in self._samplers.values()]:
-                for function in [function for function in self._functions if id(network) in _flat(function)]:
-                    del self._functions[function]
+                functions = self._replicas.functions
+                for name in [name for name in functions if id(network) in _flat(name)]:
+                    del functions[name]
 
     def check_sampling(self) -> None:
         """Looks whether the generator can be sampled as was asked for. Errors: UserError."""
@@ -405,56 +400,8 @@ class Evaluation:
 
         Yields: What the function returned, as arrays.
         """
-        traced = self._traced(function, key)
-        pending: collections.deque = collections.deque()
-        prefetcher = Prefetcher(iter(batches), depth=2 * self.num_replicas)
-        try:
-            with self.progress(label, total, unit) as progress:
-                for group in groups(prefetcher, self.num_replicas):
-                    self._check_stop()
-                    inputs = self._distributed(group, min(self.batch, total))
-                    pending.append(([len(arrays[0]) for arrays in group], _call(traced, inputs)))
-                    while len(pending) > IN_FLIGHT:
-                        yield from self._collected(*pending.popleft(), progress)
-                while pending:
-                    yield from self._collected(*pending.popleft(), progress)
-        finally:
-            prefetcher.close()
-
-    def _check_stop(self) -> None:
-        now = time.monotonic()
-        if self._should_stop is not None and now - self._asked > STOP_EVERY:
-            self._asked = now
-            if self._should_stop():
-                raise Stopped
-
-    def _traced(self, function: Callable, key: Any) -> Callable:
-        traced = self._functions.get(key) if key is not None else None
-        if traced is None:
-            traced = tf.function(lambda *args: self.strategy.run(function, args), autograph=False)
-            if key is not None:
-                self._functions[key] = traced
-                while len(self._functions) > 32:
-                    self._functions.popitem(last=False)
-        return traced
-
-    def _distributed(self, group: list[tuple[np.ndarray, ...]], size: int) -> list[Any]:
-        """Minibatches, one per replica, filled up to one size, which needs one trace."""
-        group = [[filled(array, size) for array in arrays] for arrays in group]
-        group += [group[-1]] * (self.num_replicas - len(group))
-        if self.num_replicas == 1:
-            return [tf.constant(array) for array in group[0]]
-        distribute = self.strategy.experimental_distribute_values_from_function
-        return [distribute(lambda ctx, i=i: tf.constant(group[ctx.replica_id_in_sync_group][i]))
-                for i in range(len(group[0]))]
-
-    def _collected(self, rows: list[int], outputs: Any, progress: Progress) -> Iterator[Any]:
-        flat = [self.strategy.experimental_local_results(output) for output in tf.nest.flatten(
-            outputs, expand_composites=False)]
-        for replica, count in enumerate(rows):
-            arrays = [values[replica].numpy()[:count] for values in flat]
-            progress.update(count)
-            yield arrays if isinstance(outputs, list | tuple) else arrays[0]
+        with self.progress(label, total, unit) as progress:
+            yield from self._replicas.map(function, batches, min(self.batch, total), progress.update, key)
 
     # Runs.
 
@@ -465,7 +412,7 @@ class Evaluation:
             if other.class_idx == self.class_idx:   # Those of a thousand classes would fill the memory.
                 self._store.reals = other._store.reals
             if other.Gs is self.Gs and other.batch == self.batch:
-                self._functions = other._functions
+                self._replicas.functions = other._replicas.functions
 
     def progress(self, label: str, total: int, unit: str = 'img') -> Progress:
         """A progress bar on a terminal, lines in a log; a context manager with `update(count)`."""
@@ -552,9 +499,3 @@ def for_training(
 def _flat(key: Any) -> list[Any]:
     """The parts of a key, and of the keys in it."""
     return tf.nest.flatten(key) if isinstance(key, tuple) else [key]
-
-
-def _call(traced: Any, inputs: list[Any]) -> Any:
-    """Calls a traced function."""
-    # TensorFlow counts the traces of all functions made of one piece of code, and would warn of their number.
-    return (traced if tf.config.functions_run_eagerly() else traced.get_concrete_function(*inputs))(*inputs)

@@ -9,7 +9,7 @@ as it wants them. Everything is float32. Batch normalizations are folded into th
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,154 +19,12 @@ import tensorflow as tf
 from dnnlib.util import UserError, did_you_mean
 
 from . import weights
+from .extractor import Builder, Extractor, resize_tf1
 from .weights import Entry
 
 __all__ = ['EXTRACTORS', 'Extractor', 'find_extractor', 'unit_distance']
 
 HEADS_FILE = os.path.join(os.path.dirname(__file__), 'data', 'lpips_lin_v0.1_vgg.npz')
-NORM_EPSILON = 1e-3         # Of all batch normalizations here.
-
-
-class _Builder:
-    """Convolutions and dense layers, and in the same order what is in a file of each."""
-
-    def __init__(self, dtype: str):
-        self.dtype = dtype
-        self.input = keras.Input([None, None, 3], dtype=dtype)
-        self.layers: list[tuple[Entry, keras.Layer]] = []
-
-    def conv(self, x: Any, name: str, filters: int = 0, size: int | tuple[int, int] = 1, strides: int = 1,
-             padding: str = 'same', activation: str | None = 'relu', norm: str | None = None,
-             graph: str = '') -> Any:
-        """A convolution with bias; depthwise without `filters`."""
-        size = (size, size) if isinstance(size, int) else size
-        options = dict(strides=strides, padding=padding, activation=activation, dtype=self.dtype)
-        if filters:
-            layer = keras.layers.Conv2D(filters, size, **options)
-            shape = (filters, x.shape[-1], *size)
-        else:
-            layer = keras.layers.DepthwiseConv2D(size, **options)
-            shape = (x.shape[-1], 1, *size)
-        self.layers.append((Entry(name, shape, norm, graph), layer))
-        return layer(x)
-
-    def dense(self, x: Any, name: str, units: int, graph: str = '', optional: bool = False) -> Any:
-        """x·W + b."""
-        layer = keras.layers.Dense(units, dtype=self.dtype)
-        self.layers.append((Entry(name, (units, x.shape[-1]), None, graph, optional), layer))
-        return layer(x)
-
-    def pool(self, x: Any, kind: str, size: int, strides: int = 1, padding: str = 'same') -> Any:
-        """A pooling; what is outside of the image does not count in averages."""
-        pooling = keras.layers.MaxPooling2D if kind == 'max' else keras.layers.AveragePooling2D
-        return pooling(size, strides, padding, dtype=self.dtype)(x)
-
-    def concat(self, maps: Sequence[Any]) -> Any:
-        return keras.layers.Concatenate(dtype=self.dtype)(maps)
-
-    @property
-    def entries(self) -> list[Entry]:
-        return [entry for entry, _ in self.layers]
-
-    def set_weights(self, values: dict[str, np.ndarray]) -> None:
-        """Gives the layers their weights, {PyTorch name: array}; optional ones keep zeros."""
-        for entry, layer in self.layers:
-            layer.trainable = False
-            if f'{entry.name}.weight' not in values:
-                layer.set_weights([np.zeros(var.shape) for var in layer.weights])
-                continue
-            kernel = values[f'{entry.name}.weight'].astype(np.float64)
-            shift = values.get(entry.vectors['shift'], np.zeros(len(kernel))).astype(np.float64)
-            if entry.norm is not None:
-                scale = 1 / np.sqrt(values[entry.vectors['variance']].astype(np.float64) + NORM_EPSILON)
-                scale *= values.get(entry.vectors['scale'], 1.0)
-                shift -= values[entry.vectors['mean']] * scale
-                kernel *= scale.reshape(-1, *[1] * (kernel.ndim - 1))
-            if isinstance(layer, keras.layers.DepthwiseConv2D):
-                kernel = kernel.transpose(2, 3, 0, 1)
-            else:
-                kernel = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
-            layer.set_weights([kernel, shift])
-
-
-class Extractor:
-    """A feature network with its weights.
-
-    Attributes:
-        name: Key of EXTRACTORS, which stands in results and keys of caches.
-        num_features: Length of a feature vector.
-        file, sha256: The file of the weights; '' for those that need none.
-    """
-
-    name = ''
-    kind = ''               # Key of weights.SOURCES.
-    num_features = 0
-    use = ''                # For the message that weights are missing.
-
-    def __init__(self, weights_dir: str | None = None, dtype: str = 'float32'):
-        self.dtype = dtype
-        net = _Builder(dtype)
-        outputs = self.build(net)
-        self.file, self.sha256, values = self.load(net.entries, weights_dir)
-        net.set_weights(values)
-        self.available = {entry.name for entry in net.entries if f'{entry.name}.weight' in values}
-        self._model = keras.Model(net.input, outputs)
-        self._functions: dict[str, Callable] = {}
-
-    def load(self, entries: Sequence[Entry], weights_dir: str | None) -> weights.Weights:
-        """The weights of the layers."""
-        return weights.load(self.kind, entries, weights_dir, self.use)
-
-    def build(self, net: _Builder) -> dict[str, Any]:
-        """The network: {name: output}."""
-        raise NotImplementedError
-
-    def prepare(self, images: tf.Tensor) -> tf.Tensor:
-        """RGB images in [0, 255] as the network wants them."""
-        raise NotImplementedError
-
-    def outputs(self, images: Any) -> dict[str, tf.Tensor]:
-        """All outputs of the network by name: feature maps [N, h, w, C], vectors [N, C]."""
-        return self._model(self.prepare(self.as_images(images)))
-
-    def features(self, images: Any) -> tf.Tensor:
-        """Feature vectors [N, num_features] of images, for use within a graph; else call the extractor."""
-        return self.outputs(images)['features']
-
-    def logits(self, images: Any) -> tf.Tensor:
-        """What a softmax makes class probabilities of: [N, classes]."""
-        raise UserError(f'the network {self.name} has no classes')
-
-    def logits_of(self, features: Any) -> Any:
-        """What `logits` gives for the images of some features [N, num_features], without another pass."""
-        raise UserError(f'the network {self.name} has no classes')
-
-    def __call__(self, images: Any, output: str = 'features') -> tf.Tensor:
-        """As `features`, or another method of that form, traced once for all sizes.
-
-        Args:
-            images: uint8 or float [N, H, W, 1 or 3] in [0, 255], tensor or array.
-        """
-        if output not in self._functions:
-            signature = [tf.TensorSpec([None, None, None, 3], self.dtype)]
-            self._functions[output] = tf.function(getattr(self, output), signature, autograph=False)
-        return self._functions[output](self.as_images(images))
-
-    def as_images(self, images: Any) -> tf.Tensor:
-        """Images [N, H, W, 3] of the number type of the network. Errors: UserError for other shapes."""
-        images = tf.convert_to_tensor(images)
-        if images.shape.rank != 4 or images.shape[3] not in (1, 3):
-            raise UserError(f'{self.name}: expected images [N, height, width, 1 or 3], received shape '
-                            f'{images.shape}')
-        images = tf.cast(images, self.dtype)
-        return tf.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
-
-
-def _resize_tf1(images: tf.Tensor, size: int) -> tf.Tensor:
-    """The bilinear resize of TensorFlow 1: pixel 0 on pixel 0, no half-pixel centers, no antialiasing."""
-    resized = tf.raw_ops.ResizeBilinear(images=images, size=[size, size], align_corners=False,
-                                        half_pixel_centers=False)
-    return tf.cast(resized, images.dtype)
 
 
 # Inception-v3 as it was trained in 2015: what FID, KID and the Inception score are defined by.
@@ -181,9 +39,9 @@ class Inception(Extractor):
     use = 'a metric with Inception features (FID, KID, IS)'
 
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
-        return (_resize_tf1(images, 299) - 128) / 128
+        return (resize_tf1(images, 299) - 128) / 128
 
-    def build(self, net: _Builder) -> dict[str, Any]:
+    def build(self, net: Builder) -> dict[str, Any]:
         outputs = {}
         x = _branch(net, net.input, '', '', ('Conv2d_1a_3x3', 32, 3, 2, 'valid'),
                     ('Conv2d_2a_3x3', 32, 3, 1, 'valid'), ('Conv2d_2b_3x3', 64, 3))
@@ -219,7 +77,7 @@ class Inception(Extractor):
                             'another file of this network')
 
 
-def _branch(net: _Builder, x: Any, block: str, graph: str, *convs: tuple, start: int = 0) -> Any:
+def _branch(net: Builder, x: Any, block: str, graph: str, *convs: tuple, start: int = 0) -> Any:
     """Convolutions (name, filters, size, strides, padding) in a row; the graph numbers those of a scope."""
     for i, (name, *args) in enumerate(convs, start):
         x = net.conv(x, f'{block}{name}.conv', *args, norm=f'{block}{name}.bn',
@@ -227,7 +85,7 @@ def _branch(net: _Builder, x: Any, block: str, graph: str, *convs: tuple, start:
     return x
 
 
-def _mixed_5(net: _Builder, x: Any, block: str, graph: str, filters: int) -> Any:
+def _mixed_5(net: Builder, x: Any, block: str, graph: str, filters: int) -> Any:
     return net.concat([
         _branch(net, x, block, graph, ('branch1x1', 64, 1)),
         _branch(net, x, block, f'{graph}tower/', ('branch5x5_1', 48, 1), ('branch5x5_2', 64, 5)),
@@ -236,7 +94,7 @@ def _mixed_5(net: _Builder, x: Any, block: str, graph: str, filters: int) -> Any
         _branch(net, net.pool(x, 'average', 3), block, f'{graph}tower_2/', ('branch_pool', filters, 1))])
 
 
-def _mixed_6a(net: _Builder, x: Any, block: str, graph: str) -> Any:
+def _mixed_6a(net: Builder, x: Any, block: str, graph: str) -> Any:
     return net.concat([
         _branch(net, x, block, graph, ('branch3x3', 384, 3, 2, 'valid')),
         _branch(net, x, block, f'{graph}tower/', ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3),
@@ -244,7 +102,7 @@ def _mixed_6a(net: _Builder, x: Any, block: str, graph: str) -> Any:
         net.pool(x, 'max', 3, 2, 'valid')])
 
 
-def _mixed_6(net: _Builder, x: Any, block: str, graph: str, filters: int) -> Any:
+def _mixed_6(net: Builder, x: Any, block: str, graph: str, filters: int) -> Any:
     return net.concat([
         _branch(net, x, block, graph, ('branch1x1', 192, 1)),
         _branch(net, x, block, f'{graph}tower/', ('branch7x7_1', filters, 1),
@@ -255,7 +113,7 @@ def _mixed_6(net: _Builder, x: Any, block: str, graph: str, filters: int) -> Any
         _branch(net, net.pool(x, 'average', 3), block, f'{graph}tower_2/', ('branch_pool', 192, 1))])
 
 
-def _mixed_7a(net: _Builder, x: Any, block: str, graph: str) -> Any:
+def _mixed_7a(net: Builder, x: Any, block: str, graph: str) -> Any:
     return net.concat([
         _branch(net, x, block, f'{graph}tower/', ('branch3x3_1', 192, 1),
                 ('branch3x3_2', 320, 3, 2, 'valid')),
@@ -264,7 +122,7 @@ def _mixed_7a(net: _Builder, x: Any, block: str, graph: str) -> Any:
         net.pool(x, 'max', 3, 2, 'valid')])
 
 
-def _mixed_7(net: _Builder, x: Any, block: str, graph: str, pooling: str) -> Any:
+def _mixed_7(net: Builder, x: Any, block: str, graph: str, pooling: str) -> Any:
     """The last blocks. That the second pools by its maxima is a peculiarity of the network of 2015."""
     one = _branch(net, x, block, graph, ('branch1x1', 320, 1))
     three = _branch(net, x, block, f'{graph}tower/', ('branch3x3_1', 384, 1))
@@ -284,7 +142,7 @@ LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _vgg16(net: _Builder) -> tuple[list[Any], Any]:
+def _vgg16(net: Builder) -> tuple[list[Any], Any]:
     """(feature maps relu1_2, 2_2, 3_3, 4_3, 5_3; the last pooling)."""
     x, index, maps = net.input, 0, []
     for block in VGG16:
@@ -308,9 +166,9 @@ class VGG16FC(Extractor):
 
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
         mean, std = (tf.constant(np.float64(x) * 255, self.dtype) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        return (_resize_tf1(images, 224) - mean) / std
+        return (resize_tf1(images, 224) - mean) / std
 
-    def build(self, net: _Builder) -> dict[str, Any]:
+    def build(self, net: Builder) -> dict[str, Any]:
         net.input = keras.Input([224, 224, 3], dtype=net.dtype)
         _, x = _vgg16(net)
         # The weights are those of [C, H, W].
@@ -364,7 +222,7 @@ class LPIPS(Extractor):
         shift, scale = (tf.constant(x, self.dtype) for x in (LPIPS_SHIFT, LPIPS_SCALE))
         return (images / 127.5 - 1 - shift) / scale
 
-    def build(self, net: _Builder) -> dict[str, Any]:
+    def build(self, net: Builder) -> dict[str, Any]:
         maps, _ = _vgg16(net)
         names = ('relu1_2', 'relu2_2', 'relu3_3', 'relu4_3', 'relu5_3')
         features = keras.layers.GlobalAveragePooling2D(dtype=net.dtype)(maps[-1])
@@ -408,7 +266,7 @@ class EfficientNetLite0(Extractor):
     def _resize(self, images: tf.Tensor, size: Any) -> tf.Tensor:
         return tf.cast(tf.image.resize(images, size, antialias=True), self.dtype)
 
-    def build(self, net: _Builder) -> dict[str, Any]:
+    def build(self, net: Builder) -> dict[str, Any]:
         outputs = {}
         x = net.conv(net.input, '_conv_stem', 32, 3, 2, activation='relu6', norm='_bn0')
         index = 0
@@ -448,7 +306,7 @@ class EfficientNetLite0(Extractor):
         return tf.reduce_mean(unit_distance(self.maps(images), self.maps(others)), axis=1)
 
 
-def _inverted_residual(net: _Builder, x: Any, name: str, size: int, strides: int, expansion: int,
+def _inverted_residual(net: Builder, x: Any, name: str, size: int, strides: int, expansion: int,
                        filters: int) -> Any:
     """1×1 to more channels, depthwise, 1×1 to fewer; added to what came in where that has the same shape."""
     options, y = dict(activation='relu6'), x
@@ -473,7 +331,7 @@ class RandomNet(Extractor):
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
         return (images - 128) / 128
 
-    def build(self, net: _Builder) -> dict[str, Any]:
+    def build(self, net: Builder) -> dict[str, Any]:
         x = net.conv(net.conv(net.input, 'conv0', 32, 3, 2), 'conv1', 64, 3, 2)
         features = keras.layers.GlobalAveragePooling2D(dtype=net.dtype)(x)
         logits = net.dense(features, 'fc', 10)

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from metrics import feature_nets, weights
+from metrics import extractor, feature_nets, weights
 from tests import testutil
 
 METRICS = testutil.GOLDEN.parent / 'golden_metrics'
@@ -58,7 +58,7 @@ def shapes_of(entries) -> dict[str, tuple]:
 
 def entries_of(cls) -> list[weights.Entry]:
     """The layers of an extractor, without its weights."""
-    net = feature_nets._Builder('float32')
+    net = extractor.Builder('float32')
     cls.build(cls.__new__(cls), net)
     return net.entries
 

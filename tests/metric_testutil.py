@@ -6,9 +6,11 @@ import io
 import numpy as np
 import scipy.ndimage
 
+from dnnlib import tflib
 from metrics.evaluation import Evaluation
 from metrics.image_sources import Source
 from tests import testutil
+from training.datasets.base import Dataset
 
 
 class ArraySource(Source):
@@ -68,3 +70,30 @@ def measure(metric, result_dir: str | None = None, **settings) -> dict[str, floa
     with quiet[0], quiet[1], evaluation.group([metric], result_dir):
         metric.run(evaluation)
     return metric.results()
+
+
+SMALL = dict(num_channels=3, resolution=8, fmap_base=16, fmap_max=4, latent_size=6, dlatent_size=6,
+             mapping_fmaps=6, mapping_layers=1)
+
+
+def noisy_generator(**kwargs):
+    """A small StyleGAN2 generator whose noise shows in its pictures."""
+    Gs = tflib.Network('Gs', 'training.networks_stylegan2.G_main', **{**SMALL, **kwargs})
+    for name, variable in Gs.vars.items():
+        if name.endswith('noise_strength'):
+            variable.assign(0.3)
+    return Gs
+
+
+class CountingSet(Dataset):
+    """Image i is i everywhere but for a mark on the left side; labels are i % 3."""
+
+    def __init__(self, num=10, size=8, channels=3, label_size=0):
+        labels = np.eye(3, dtype=np.float32)[np.arange(num) % 3] if label_size else None
+        super().__init__('counting', [channels, size, size], num, labels, max_label_size='auto')
+
+    def _read_images(self, indices, lod):
+        images = np.ones([len(indices), self.shape[1], self.shape[2], self.shape[0]], np.uint8)
+        images *= indices.astype(np.uint8)[:, np.newaxis, np.newaxis, np.newaxis]
+        images[:, :, :2] += 100
+        return images

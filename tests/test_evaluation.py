@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -14,44 +13,16 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from dnnlib import tflib
 from dnnlib.util import UserError
 from generation.samplers import Sampler
 from metrics import progress
-from metrics.evaluation import Evaluation, ImageStream, for_training
-from metrics.feature_nets import LPIPS
-from metrics.feature_streams import FeatureStream, Moments
+from metrics.evaluation import Evaluation, for_training
 from metrics.image_sources import DatasetSource, FolderSource, OwnSource
 from metrics.image_streams import ImageNoise, philox, rgb, to_rgb
 from metrics.metric_base import MetricBase, MetricGroup
 from tests import feature_testutil, testutil
+from tests.metric_testutil import CountingSet, noisy_generator
 from training.datasets.base import Dataset
-
-SMALL = dict(num_channels=3, resolution=8, fmap_base=16, fmap_max=4, latent_size=6, dlatent_size=6,
-             mapping_fmaps=6, mapping_layers=1)
-
-
-def generator(**kwargs):
-    """A small StyleGAN2 generator whose noise shows in its pictures."""
-    Gs = tflib.Network('Gs', 'training.networks_stylegan2.G_main', **{**SMALL, **kwargs})
-    for name, variable in Gs.vars.items():
-        if name.endswith('noise_strength'):
-            variable.assign(0.3)
-    return Gs
-
-
-class CountingSet(Dataset):
-    """Image i is i everywhere but for a mark on the left side; labels are i % 3."""
-
-    def __init__(self, num=10, size=8, channels=3, label_size=0):
-        labels = np.eye(3, dtype=np.float32)[np.arange(num) % 3] if label_size else None
-        super().__init__('counting', [channels, size, size], num, labels, max_label_size='auto')
-
-    def _read_images(self, indices, lod):
-        images = np.ones([len(indices), self.shape[1], self.shape[2], self.shape[0]], np.uint8)
-        images *= indices.astype(np.uint8)[:, np.newaxis, np.newaxis, np.newaxis]
-        images[:, :, :2] += 100
-        return images
 
 
 def numbers(stream):
@@ -102,10 +73,10 @@ class RealsTest(tf.test.TestCase):
 
     def test_none(self):
         with self.assertRaisesRegex(UserError, 'this metric compares with real images'):
-            Evaluation(generator()).reals(5)
+            Evaluation(noisy_generator()).reals(5)
 
     def test_num_images(self):
-        ev = Evaluation(generator(), DatasetSource(CountingSet()), num_images=6)
+        ev = Evaluation(noisy_generator(), DatasetSource(CountingSet()), num_images=6)
         self.assertEqual((ev.reals(50).num, ev.fakes(50).num, ev.count(7), ev.reals(50, full=True).num),
                          (6, 6, 6, 10))
 
@@ -209,7 +180,7 @@ class FakesTest(tf.test.TestCase):
 
     def test_images_are_functions_of_seed_and_index(self):
         """Neither minibatch nor number of images changes an image; seed, name and network do."""
-        Gs = generator()
+        Gs = noisy_generator()
         images = np.concatenate(list(Evaluation(Gs, batch=4).fakes(300)))
         other = np.concatenate(list(Evaluation(Gs, batch=7).fakes(290)))
         self.assertLess(np.abs(images[:290].astype(int) - other).max(), 2)   # Rounding at a border.
@@ -220,7 +191,7 @@ class FakesTest(tf.test.TestCase):
 
     def test_against_the_network(self):
         """Without noise, what Network.run draws of the same latents; noise is drawn for each image."""
-        Gs = generator()
+        Gs = noisy_generator()
         ev = Evaluation(Gs, batch=4)
         latents = np.concatenate([latents for latents, _, _ in ev.fakes(10).inputs(4)])[:, 0]
         expected = Gs.run(latents, randomize_noise=False, truncation_psi=1)
@@ -242,7 +213,7 @@ class FakesTest(tf.test.TestCase):
         self.assertLess(np.abs(np.corrcoef(flat[:40])[~np.eye(40, dtype=bool)]).mean(), 0.15)
 
     def test_truncation(self):
-        Gs = generator()
+        Gs = noisy_generator()
         ev = Evaluation(Gs)
         truncated = np.concatenate(list(ev.fakes(8, truncation=0.0, randomize_noise=False)))
         self.assertAllEqual(truncated, np.repeat(truncated[:1], 8, axis=0))
@@ -251,7 +222,7 @@ class FakesTest(tf.test.TestCase):
 
     def test_clones_of_a_sweep_are_dropped(self):
         """Of networks that samplers clone, the one of all metrics stays and one of a sweep."""
-        Gs, made = generator(), []
+        Gs, made = noisy_generator(), []
 
         def clone(network, truncation=None, **_):
             made.append(truncation)
@@ -264,18 +235,18 @@ class FakesTest(tf.test.TestCase):
                     streams = [ev.fakes(4, truncation=truncation, randomize_noise=False) for _ in range(2)]
                     images = np.concatenate(list(streams[0]))
                     self.assertEqual(streams[0].key, streams[1].key)
-                self.assertLen(ev._functions, 2)
+                self.assertLen(ev._replicas.functions, 2)
                 list(ev.fakes(4, randomize_noise=False))
                 self.assertEqual(made, [None, 0.5, 0.2, 0.1])
-                self.assertLen(ev._functions, 2)
-            self.assertEqual((len(ev._functions), ev._samplers), (0, {}))
+                self.assertLen(ev._replicas.functions, 2)
+            self.assertEqual((len(ev._replicas.functions), ev._samplers), (0, {}))
         expected = np.concatenate(list(Evaluation(Gs, truncation=0.1).fakes(4, randomize_noise=False)))
         self.assertAllEqual(images, expected)
 
     def test_labels(self):
         """Drawn as the data set has them; given ones; one class."""
         table = np.eye(3, dtype=np.float32)[[0, 0, 0, 2]]
-        Gs = generator(label_size=3)
+        Gs = noisy_generator(label_size=3)
         ev = Evaluation(Gs, labels=table)
         rows = np.concatenate([labels for _, labels, _ in ev.fakes(400).inputs(32)])
         self.assertAllClose(rows.mean(axis=0), [0.75, 0, 0.25], atol=0.08)
@@ -294,7 +265,7 @@ class FakesTest(tf.test.TestCase):
         """Classes are drawn as often as the data set has them, without a row per image in memory."""
         training_set = CountingSet(12, label_size=3)
         training_set.class_indices = np.array([0] * 9 + [2] * 3, np.int32)
-        ev = Evaluation(generator(label_size=3), DatasetSource(training_set))
+        ev = Evaluation(noisy_generator(label_size=3), DatasetSource(training_set))
         with mock.patch.object(Dataset, 'labels', property(self.fail)):
             rows = np.concatenate([labels for _, labels, _ in ev.fakes(400).inputs(32)])
             self.assertAllClose(rows.mean(axis=0), [0.75, 0, 0.25], atol=0.08)
@@ -302,12 +273,12 @@ class FakesTest(tf.test.TestCase):
             self.assertAllEqual(ev.distinct_labels, np.eye(3)[[0, 2]])
             self.assertEqual(sorted(numbers(ev.reals(None, classes=[2]))[0]), [9, 10, 11])
         self.assertAllEqual(ev.label_table, np.eye(3)[[0] * 9 + [2] * 3])
-        self.assertAllEqual(Evaluation(generator(label_size=3)).distinct_labels, np.eye(3))
+        self.assertAllEqual(Evaluation(noisy_generator(label_size=3)).distinct_labels, np.eye(3))
 
     def test_class_names(self):
         training_set = CountingSet(label_size=3)
         training_set.label_names = ['a', 'b', 'c']
-        Gs, names = generator(label_size=3), ['x', 'y', 'z']
+        Gs, names = noisy_generator(label_size=3), ['x', 'y', 'z']
         ev = Evaluation(Gs, DatasetSource(training_set), class_names=names)
         self.assertEqual(ev.class_names, list('abc'))
         self.assertEqual(Evaluation(Gs, class_names=names).class_names, names)
@@ -316,7 +287,7 @@ class FakesTest(tf.test.TestCase):
 
     def test_synthesize(self):
         """A way of one's own to make images: several latents each, keyed by its name."""
-        Gs = generator()
+        Gs = noisy_generator()
         ev = Evaluation(Gs, batch=4)
 
         def mean(network, latents, labels, ctx):
@@ -336,9 +307,9 @@ strategy = make_strategy(2)
 from dnnlib import tflib
 from metrics.evaluation import Evaluation
 from metrics.image_sources import DatasetSource
-from tests.test_evaluation import CountingSet, generator
+from tests.metric_testutil import CountingSet, noisy_generator
 from dnnlib.tflib.network import Network
-first = generator()
+first = noisy_generator()
 with strategy.scope():
     second = Network.from_state(first.state())
 results = []
@@ -358,132 +329,10 @@ print('equal')
         self.assertNotIn('retracing', done.stderr)
 
 
-class FeatureTest(tf.test.TestCase):
-
-    def test_moments(self):
-        rnd = np.random.RandomState(0)
-        rows = 1e4 + rnd.randn(1000, 5) * [1, 2, 3, 4, 1e-3]
-        for size in (1, 300, 1000):
-            moments = Moments()
-            for begin in range(0, 1000, size):
-                moments.add(rows[begin:begin + size])
-            for ddof in (0, 1):
-                mean, covariance = moments.result(ddof)
-                self.assertAllClose(mean, rows.mean(axis=0), rtol=1e-14)
-                self.assertAllClose(covariance, np.cov(rows, rowvar=False, ddof=ddof), rtol=1e-9, atol=1e-12)
-        with self.assertRaisesRegex(UserError, 'at least 2 images, received 1'):
-            one = Moments()
-            one.add(rows[:1])
-            one.result(1)
-
-    def test_streams(self):
-        images = np.random.RandomState(0).randint(0, 256, [50, 8, 8, 3]).astype(np.uint8)
-        ev = Evaluation()
-        calls = []
-
-        def batches():
-            calls.append(1)
-            return (images[i:i + 20] for i in range(0, 50, 20))
-        features = ev.features(ImageStream(50, ('mine',), batches), 'random')
-        expected = ev.extractor('random')(images).numpy()
-        self.assertAllClose(np.concatenate(list(features)), expected)
-        mean, covariance = features.moments(ddof=1)
-        self.assertEqual(mean.dtype, np.float64)
-        self.assertAllClose(covariance, np.cov(np.float64(expected), rowvar=False), rtol=1e-5, atol=1e-9)
-        self.assertAllClose(features.moments(ddof=0)[1], covariance * 49 / 50)
-        self.assertAllClose(features.all(), expected)
-        self.assertLen(calls, 3)                                # Blocks, moments, all.
-        self.assertAllClose(np.concatenate(list(features)), expected)
-        self.assertLen(calls, 3)
-        logits = ev.features(ImageStream(50, ('mine',), batches), 'random', 'logits').all()
-        self.assertAllClose(logits, ev.extractor('random')(images, 'logits'))
-        with self.assertRaisesRegex(UserError, 'expected 51 images, received 50'):
-            ev.features(ImageStream(51, ('short',), batches), 'random').all()
-
-    def test_metrics_of_a_group_share_features(self):
-        Gs = generator()
-        ev = Evaluation(Gs)
-        metrics = [MetricBase(name, 'random') for name in 'ab']
-        computed = []
-        compute = FeatureStream._computed
-
-        def counted(stream):
-            computed.append(stream.key)
-            return compute(stream)
-        with mock.patch.object(FeatureStream, '_computed', counted):
-            with ev.group(metrics):
-                mean, _ = ev.features(ev.fakes(20), 'random').moments()
-                array = ev.features(ev.fakes(20), 'random').all()
-                self.assertAllClose(mean, array.mean(axis=0))
-                self.assertLen(computed, 1)
-                ev.features(ev.fakes(21), 'random').moments()
-                ev.features(ev.fakes(20, name='x'), 'random').moments()
-                ev.features(ev.fakes(20), 'random', 'logits').all()
-                self.assertLen(computed, 4)
-            with ev.group(metrics):                     # The network may have changed by now.
-                ev.features(ev.fakes(20), 'random').all()
-                self.assertLen(computed, 5)
-
-    def test_logits_of_features(self):
-        """Metrics of a group that want features and classes pass the network once, in either order."""
-        Gs = generator()
-        expected = np.concatenate(list(Evaluation(Gs).features(Evaluation(Gs).fakes(20), 'random', 'logits')))
-        for outputs in (('features', 'logits'), ('logits', 'features')):
-            ev, passes = Evaluation(Gs), []
-            compute = ev._store.compute
-            ev._store.compute = lambda *args, p=passes, c=compute: p.append(args[2]) or c(*args)
-            with ev.group([MetricBase(name, 'random') for name in 'ab']):
-                found = {output: np.concatenate(list(ev.features(ev.fakes(20), 'random', output)))
-                         for output in outputs}
-            self.assertEqual(passes, ['features'])
-            self.assertAllClose(found['logits'], expected, rtol=1e-5, atol=1e-6)
-        with self.assertRaisesRegex(UserError, 'has no classes'):
-            LPIPS.logits_of(mock.Mock(), None)
-
-    def test_unshared_features_are_forgotten(self):
-        ev = Evaluation(generator(), DatasetSource(CountingSet()))
-        with ev.group([MetricBase(name, 'random') for name in 'ab']):
-            for stream in (ev.fakes(8), ev.reals(8)):
-                features = ev.features(stream, 'random', keep=False)
-                features.all()
-                self.assertIsNot(ev.features(stream, 'random', keep=False), features)
-            self.assertEqual((ev._store._streams, ev._store.reals), ({}, {}))
-
-    def test_large_features_lie_in_a_file(self):
-        ev = Evaluation()
-        images = np.zeros([40, 8, 8, 3], np.uint8)
-        with mock.patch('metrics.feature_streams.MAX_MEMORY', 1000):
-            array = ev.features(ImageStream(40, ('x',), lambda: [images]), 'random').all()
-        self.assertIsInstance(array, np.memmap)
-        self.assertAllClose(array, ev.extractor('random')(images))
-
-    def test_bounded_memory(self):
-        """10,000 images of 64 pixels pass through without a trace."""
-        images = np.zeros([32, 64, 64, 3], np.uint8)
-        ev = Evaluation()
-
-        def run(num):
-            stream = ImageStream(32 * num, ('zeros', num), lambda: (images.copy() for _ in range(num)),
-                                 function_key='zeros')
-            return ev.features(stream, 'random').moments()
-        run(20)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        mean, _ = run(300)
-        self.assertLess(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 60 << 10)  # KiB
-        self.assertAllClose(mean, ev.extractor('random')(images[:1])[0])
-
-    def test_error_of_a_source(self):
-        def batches():
-            yield np.zeros([4, 8, 8, 3], np.uint8)
-            raise UserError('image 5 is damaged')
-        with self.assertRaisesRegex(UserError, 'image 5 is damaged'):
-            Evaluation().features(ImageStream(8, ('x',), batches), 'random').all()
-
-
 class TrainingTest(tf.test.TestCase):
 
     def test_growing_networks_take_fewer_images(self):
-        Gs = generator()
+        Gs = noisy_generator()
         first = for_training(None, Gs=Gs, training_set=CountingSet(), minibatch_gpu=64, cache_dir=None)
         self.assertEqual(first.batch, 32)
         later = for_training(first, Gs=Gs, training_set=CountingSet(), minibatch_gpu=4, cache_dir=None)
@@ -494,7 +343,7 @@ class TrainingTest(tf.test.TestCase):
         """Measuring ends at once, without results of the snapshot before, and leaves nothing half-written."""
         folder, stop = tempfile.mkdtemp(), []
         self.addCleanup(shutil.rmtree, folder)
-        kwargs = dict(Gs=generator(), training_set=CountingSet(), cache_dir=folder, run_dir=folder,
+        kwargs = dict(Gs=noisy_generator(), training_set=CountingSet(), cache_dir=folder, run_dir=folder,
                       should_stop=lambda: bool(stop))
         group = MetricGroup([dict(func_name='metrics.frechet_inception_distance.FID', extractor='random',
                                   name='fd', num_images=4 + i) for i in range(2)])
@@ -506,7 +355,7 @@ class TrainingTest(tf.test.TestCase):
         for i, metric in enumerate(group.metrics):
             metric.num_images = 20 + i
         out = io.StringIO()
-        with mock.patch('metrics.evaluation.STOP_EVERY', -1), contextlib.redirect_stdout(out), \
+        with mock.patch('metrics.replica_map.STOP_EVERY', -1), contextlib.redirect_stdout(out), \
                 contextlib.redirect_stderr(io.StringIO()):
             group.run('b.pkl', **kwargs)
         self.assertEqual((group.results(), group.stopped), ({}, True))
@@ -517,7 +366,7 @@ class TrainingTest(tf.test.TestCase):
 
     def test_functions_are_traced_once(self):
         """The live generator changes from snapshot to snapshot; what was traced reads its new values."""
-        Gs = generator()
+        Gs = noisy_generator()
         training_set = CountingSet()
         first = None
         results = []
@@ -528,11 +377,11 @@ class TrainingTest(tf.test.TestCase):
             first = ev
             with ev.group([MetricBase('a', 'random')]):
                 results.append(ev.features(ev.fakes(8), 'random').all())
-            self.assertLen(ev._functions, 1)
+            self.assertLen(ev._replicas.functions, 1)
             for variable in Gs.trainables.values():
                 variable.assign(variable.value * 1.3)
         self.assertGreater(np.abs(results[0] - results[1]).max(), 1e-3)
-        self.assertEqual(next(iter(ev._functions.values())).experimental_get_tracing_count(), 1)
+        self.assertEqual(next(iter(ev._replicas.functions.values())).experimental_get_tracing_count(), 1)
 
     def test_rng(self):
         one, other = Evaluation(seed=3), Evaluation(seed=4)

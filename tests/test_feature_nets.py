@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from dnnlib.util import UserError
-from metrics import feature_nets, weights
+from metrics import extractor, feature_nets, weights
 from metrics.feature_nets import find_extractor
 from tests import feature_testutil as util
 from tests import testutil
@@ -78,9 +78,9 @@ class InceptionTest(tf.test.TestCase):
             return tf.image.resize(images, [size, size])
 
         def scaled(self, images):
-            return feature_nets._resize_tf1(images, 299) / 127.5 - 1
+            return feature_nets.resize_tf1(images, 299) / 127.5 - 1
 
-        pool, mixed_7 = feature_nets._Builder.pool, feature_nets._mixed_7
+        pool, mixed_7 = extractor.Builder.pool, feature_nets._mixed_7
 
         def padded(net, x, kind, size, strides=1, padding='same'):
             if kind == 'max':
@@ -92,11 +92,11 @@ class InceptionTest(tf.test.TestCase):
             return mixed_7(net, x, block, graph, 'average')
 
         patch = unittest.mock.patch.object
-        with patch(feature_nets, '_resize_tf1', half_pixel):
+        with patch(feature_nets, 'resize_tf1', half_pixel):
             self.assertGreater(error(self.extractor), 0.15)
         with patch(feature_nets.Inception, 'prepare', scaled):
             self.assertGreater(error(self.extractor), 0.02)
-        for target, name, wrong, least in [(feature_nets._Builder, 'pool', padded, 0.4),
+        for target, name, wrong, least in [(extractor.Builder, 'pool', padded, 0.4),
                                            (feature_nets, '_mixed_7', average, 2.3)]:
             with patch(target, name, wrong):
                 self.assertGreater(error(random_extractor(feature_nets.Inception, 410000)), least)
@@ -109,7 +109,7 @@ class InceptionTest(tf.test.TestCase):
                 size = [int(side) for side in name.rpartition('_')[2].split('x')]
                 if size[0] == size[1]:
                     images = tf.constant(images[np.newaxis], tf.float32)
-                    resized = feature_nets._resize_tf1(images, size[0])[0]
+                    resized = feature_nets.resize_tf1(images, size[0])[0]
                     if size[0] == 299:
                         resized = resized[::7, ::7]
                     self.assertAllEqual(resized, arrays[name.replace('in_', 'out_')])

@@ -240,9 +240,9 @@ class ListedMetric(MetricBase):
 
 
 def train(result_dir, *hooks, **changes):
-    """A run of 20 steps with a tick and a snapshot after every second one."""
-    args = dict(D_repeats=1, total_kimg=0.16, sched_args=dict(tick_kimg_base=0.016), hook_args=list(hooks),
-                keep_snapshots=2, G_update_args=[dict(func_name='training.monitors.GradientNorms')],
+    """A run of 12 steps with a tick and a snapshot after every second one."""
+    args = dict(D_repeats=1, total_kimg=0.096, sched_args=dict(tick_kimg_base=0.016), hook_args=list(hooks),
+                keep_snapshots=2, image_snapshot_ticks=None, G_update_args=[dict(func_name='training.monitors.GradientNorms')],
                 D_update_args=[dict(func_name='training.monitors.GradientNorms')]) | changes
     return test_hooks.train(result_dir, **args)
 
@@ -251,10 +251,11 @@ class RunTest(util.RunTest):
 
     def test_goes_back_and_resumes_exactly(self):
         """A weight explodes: alarm, back to the best snapshot; a run stopped after that is resumed."""
+        test_hooks.run_eagerly(self)
         hooks = [SPECTRAL, dict(func_name='training.monitors.KeepBest', metric='fid7'),
-                 ALARM | dict(rollback=True), dict(func_name='tests.test_monitors.Disaster', steps=[10])]
+                 ALARM | dict(rollback=True), dict(func_name='tests.test_monitors.Disaster', steps=[6])]
         args = dict(metric_arg_list=[dict(func_name='tests.test_monitors.ListedMetric', name='fid7')])
-        ListedMetric.values = values = [9.0, 5.0, 7.0, np.nan, 6.0, 5.5, 4.5, 5.0, *[6.0] * 9]
+        ListedMetric.values = values = [9.0, 5.0, 7.0, np.nan, 6.0, 4.5, 5.0]
         values = list(values)
         whole = train(self.folder(), *hooks, **args)
         log = pathlib.Path(whole.run_dir, 'log.txt').read_text()
@@ -267,7 +268,7 @@ class RunTest(util.RunTest):
         self.assertEqual(whole.hooks['2-CollapseAlarm']['num_rollbacks'], 1)
         found = util.scalars(whole.run_dir)
         self.assertGreater(max(found['Spectra/G/Linear/sigma0'].values()), 30)
-        self.assertLess(found['Spectra/G/Linear/sigma0'][160], 3)
+        self.assertLess(found['Spectra/G/Linear/sigma0'][96], 3)
         for tag in ('Spectra/D/Embedding/sigma1', 'Gradients/G', 'Gradients/D', 'Alarm/sigma_ratio',
                     'Spectra/G/Block0/Conv0/norm'):
             self.assertIn(tag, found)
@@ -280,27 +281,84 @@ class RunTest(util.RunTest):
 
         ListedMetric.values, result_dir = values, self.folder()
         run_dir = os.path.join(result_dir, '00000-small')
-        with util.at_step(13, lambda: pathlib.Path(run_dir, 'abort.txt').touch()):
-            self.assertEqual(train(result_dir, *hooks, **args).step, 14)
+        with util.at_step(8, lambda: pathlib.Path(run_dir, 'abort.txt').touch()):
+            self.assertEqual(train(result_dir, *hooks, **args).step, 9)
         resumed = util.resume(run_dir)
         expected, found = util.checkpoint_values(whole.run_dir), util.checkpoint_values(run_dir)
         self.assertEqual(set(found), set(expected))
         for name, value in expected.items():
             self.assertEqual(found[name].tobytes(), value.tobytes(), name)
         self.assertEqual(resumed.hooks, whole.hooks)
-        self.assertEqual(resumed.hooks['1-KeepBest'], dict(best=4.5))
+        self.assertEqual(resumed.hooks['1-KeepBest'], dict(metric='fid7', best=4.5))
 
-    def test_unknown_metric(self):
-        hook, run = KeepBest('pr5k3'), Fake()
-        run.metrics.metrics = [SimpleNamespace(name='pr5k3')]
-        hook.start(run)
-        run.results = dict(pr5k3_precision=0.5, pr5k3_recall=0.5)
-        with self.assertRaisesRegex(UserError, 'keep best: expected one of pr5k3_precision, pr5k3_recall. '
-                                               "Received: 'pr5k3'"):
-            hook.snapshot(run, '')
+    def test_resumes_with_other_hooks(self):
+        """New ones start afresh, what others left is not looked at; that of hooks in the same place stays."""
+        test_hooks.run_eagerly(self)
+        recorder, best = dict(func_name='tests.test_hooks.Recorder'), 'training.monitors.KeepBest'
+        args = dict(metric_arg_list=[dict(func_name='tests.test_monitors.ListedMetric', name=name)
+                                     for name in ('fid7', 'is7')], network_snapshot_ticks=None)
+        ListedMetric.values = [5.0, 6.0, 9.0, 7.0]
+        begun = train(self.folder(), recorder, ALARM, dict(func_name=best, metric='fid7'), total_kimg=0.032,
+                      **args)
+        values = util.checkpoint_values(begun.run_dir)
+        self.assertEqual(begun.hooks['2-KeepBest'], dict(metric='fid7', best=5.0))
+        final = pathlib.Path(begun.run_dir, 'network-final.pkl').read_bytes()
+        # One more step, in which nothing is learned.
+        resumed = util.resume(begun.run_dir, total_kimg=0.04, hook_args=[
+            SPECTRAL, ALARM, dict(func_name=best, metric='is7')],
+            sched_args=dict(G_lrate_base=0, D_lrate_base=0))
+        self.assertEqual(resumed.step, begun.step + 1)
+        weight = load_networks(os.path.join(resumed.run_dir, 'network-final.pkl'))[0].get_var('Linear/weight')
+        self.assertAllEqual(weight, values['variables/G.SLinear.Sweight/.ATTRIBUTES/VARIABLE_VALUE'])
+        self.assertNotEqual(pathlib.Path(begun.run_dir, 'network-final.pkl').read_bytes(), final)
+        self.assertEqual(resumed.hooks['2-KeepBest'], dict(metric='is7', best=7.0))
+        losses = begun.hooks['1-CollapseAlarm']['history']['loss']
+        self.assertEqual(resumed.hooks['1-CollapseAlarm']['history']['loss'][:len(losses)], losses)
+        self.assertLen(losses, 3)
+        found = set(util.checkpoint_values(begun.run_dir))
+        self.assertEqual({name.split('.S')[1] for name in set(values) - found}, {'0-Recorder'})
+        self.assertEqual({name.split('.S')[1] for name in found - set(values)}, {'0-SpectralMonitor'})
+
+    def test_wrong_metric(self):
+        for metric, message in (('pr5k3', 'keep best: expected one result of pr5k3, pr5k3_precision or '),
+                                ('fid5k_full', 'fid5k_full is none of the metrics of this run, fid5k, pr5k3'),
+                                ('kid5k', 'kid5k is none of the metrics'), ('pr5', 'pr5 is none of')):
+            run = Fake()
+            run.metrics.metrics = [SimpleNamespace(name=name) for name in ('fid5k', 'pr5k3')]
+            with self.assertRaisesRegex(UserError, message):
+                KeepBest(metric).start(run)
+        for metric in 'fid5k', 'pr5k3_recall', 'pr5k3_of_my_own':
+            KeepBest(metric).start(run)
+        run.results = dict(fid5k=1.0, pr5k3_precision=0.5, pr5k3_recall=0.5)
+        with self.assertRaisesRegex(UserError, 'keep best: expected one of fid5k, pr5k3_precision, '
+                                               "pr5k3_recall. Received: 'pr5k3_of_my_own'"):
+            KeepBest('pr5k3_of_my_own').snapshot(run, '')
         run.metrics.metrics = []
-        with self.assertRaisesRegex(UserError, 'pr5k3 is none of the metrics of this run, which has none'):
-            hook.start(run)
+        with self.assertRaisesRegex(UserError, 'fid5k is none of the metrics of this run, which has none'):
+            KeepBest('fid5k').start(run)
+
+    def test_keeps_the_best(self):
+        """By low or high values as the metric says; what is no number, or not measured, is no best."""
+        run = Fake(self.folder())
+        saved = []
+        run.snapshots = SimpleNamespace(save_as=lambda name: saved.append(self.value) or os.path.join(
+            run.run_dir, name))
+        for metric, result, expected in (('fid5k', 'fid5k', [9, 5, 3]), ('is5k', 'is5k_mean', [9, 10]),
+                                         ('pr5k3_recall', 'pr5k3_recall', [9, 10])):
+            hook = KeepBest(metric)
+            for self.value in 9, 5, 7, np.nan, 10, np.inf, 3, 3:
+                run.results = {result: self.value, 'fid1k': -100.0, 'is1k_mean': 100.0}
+                with mock.patch('builtins.print'):
+                    hook.snapshot(run, 'network-snapshot-000007.pkl')
+                hook.set_state(json.loads(json.dumps(hook.state())))
+            self.assertEqual(saved, expected)
+            text = pathlib.Path(run.run_dir, 'network-best.txt').read_text()
+            self.assertEqual(text, f'network-best.pkl = network-snapshot-000007.pkl, 0.0 kimg, {result} '
+                                   f'{expected[-1]}\n')
+            saved.clear()
+        run.results, run.metrics.stopped = {}, True
+        hook.snapshot(run, '')
+        self.assertEmpty(saved)
 
     def test_memorization(self):
         images = np.random.RandomState(0).randint(0, 256, [40, 8, 8, 3]).astype(np.uint8)

@@ -189,6 +189,84 @@ class ConfigTest(parameterized.TestCase):
                 dry_run(*line.split())
 
 
+    def test_flags_of_monitors(self):
+        monitors, spectral = 'training.monitors.', 'training.spectral.SigmaClamp'
+        plain = dry_run('--config=biggan-demo')
+        watch, alarm = plain['hook_args']
+        self.assertEqual((watch['func_name'], alarm), (f'{monitors}SpectralMonitor', {
+            'func_name': f'{monitors}CollapseAlarm'}))
+        self.assertEqual(dry_run('--config=biggan-demo', '--rollback-on-collapse=false', '--keep-best=none'),
+                         plain)
+        kwargs = dry_run('--config=biggan-demo', '--rollback-on-collapse', '--keep-best=pr_efflite0_1k_recall',
+                         '--sigma-clamp=1.25x', '--metrics=fid1k')
+        best = {'func_name': f'{monitors}KeepBest', 'metric': 'pr_efflite0_1k_recall'}
+        self.assertEqual(kwargs['hook_args'], [watch, {**alarm, 'rollback': True}, best])
+        self.assertEqual([args['name'] for args in kwargs['metric_arg_list']], ['fid1k', 'pr_efflite0_1k'])
+        self.assertEqual(kwargs['G_update_args'],
+                         [*plain['G_update_args'], {'func_name': spectral, 'ratio': 1.25}])
+        self.assertEqual(dry_run('--config=biggan-128', '--sigma-clamp=.5')['G_update_args'][-1],
+                         {'func_name': spectral, 'sigma': 0.5})
+        # Other networks have metrics alone to be watched by; a name that begins like another is another.
+        kwargs = dry_run('--config=stylegan-f', '--rollback-on-collapse', '--keep-best=fid5k_full',
+                         '--metrics=fid5k')
+        self.assertEqual([args['name'] for args in kwargs['metric_arg_list']], ['fid5k', 'fid5k_full'])
+        self.assertEqual(kwargs['hook_args'], [
+            {'func_name': f'{monitors}KeepBest', 'metric': 'fid5k_full'}, {**alarm, 'rollback': True}])
+        for metric, name in (('is5k', 'is5k'), ('is5k_mean', 'is5k'), ('fid1k_class', 'fid1k_class'),
+                             ('swd4k_avg', 'swd4k'), ('ls_w', 'ls'), ('ppl_zend', 'ppl_zend'),
+                             ('fid5k_mix2', 'fid5k_mix2'), ('kd_efflite0_5k', 'kd_efflite0_5k')):
+            found = dry_run(f'--keep-best={metric}')['metric_arg_list']
+            self.assertEqual([args['name'] for args in found], [name])
+
+    @parameterized.parameters(
+        ('--keep-best=pr5k3', '--keep-best: expected one result of pr5k3, pr5k3_precision or pr5k3_recall.'),
+        ('--keep-best=fid5k_mix', '--keep-best: expected one result of fid5k_mix. Received: fid5k_mix'),
+        ('--keep-best=swd4k_16', '--keep-best: expected a metric .* Received: swd4k_16'),
+        ('--keep-best=pr5k3_recal', '--keep-best: expected a metric .* as fid5k, .* Received: pr5k3_recal'),
+        ('--keep-best=is5k_std', '--keep-best: expected a metric of which high or low values are better'),
+        ('--keep-best=msssim5k', '--keep-best: expected a metric .* Received: msssim5k'),
+        ('--keep-best=fid5k_mean', '--keep-best: expected one result of fid5k, fid5k. Received: fid5k_mean'),
+        ('--keep-best=', '--keep-best: expected a metric'),
+        ('--config=biggan-demo --sigma-clamp=0', '--sigma-clamp: expected a number above 0, .* received .0'),
+        ('--config=biggan-demo --sigma-clamp=-1', '--sigma-clamp: expected a number above 0'),
+        ('--config=biggan-demo --sigma-clamp=2y', "as 2.5 or 1.2x, received '2y'"),
+        ('--config=biggan-demo --sigma-clamp=nan', "--sigma-clamp: .* received 'nan'"),
+        ('--config=biggan-demo --sigma-clamp=' + 400 * '9', '--sigma-clamp: expected'),
+        ('--config=biggan-demo --rollback-on-collapse=maybe', '--rollback-on-collapse: expected true or false'),
+        ('--config=stylegan-f --sigma-clamp=2', '--sigma-clamp is for BigGAN'),
+        ('--rollback-on-collapse', '--rollback-on-collapse: .* add --metrics or --keep-best'),
+        ('--rollback-on-collapse --metrics=none', '--rollback-on-collapse: .* add --metrics or --keep-best'))
+    def test_wrong_flags_of_monitors(self, line, message):
+        with contextlib.redirect_stderr(io.StringIO()) as stderr, self.assertRaises(SystemExit) as caught, \
+                mock.patch.object(sys, 'argv', ['train.py', *line.split(), '--dry-run']):
+            train.main()
+        self.assertEqual(caught.exception.code, 2)
+        self.assertRegex(stderr.getvalue(), rf'^train\.py: error: [^\n]*{message}[^\n]*\n$')
+
+    def test_monitors_of_a_run_that_goes_on(self):
+        """Hooks keep their places, and what is judged by is measured; what changes weights stays."""
+        stored = json.loads(json.dumps(dry_run('--keep-best=fid1k', '--metrics=is1k')))
+        stored = {key: value for key, value in stored.items() if key in find_config('config-f') or key in (
+            'hook_args', 'metric_arg_list')}
+
+        def resumed(*args):
+            submit_config = SubmitConfig(run_func_kwargs=stored, config='config-f')
+            with mock.patch.object(train, 'load_submit_config', return_value=submit_config), \
+                    mock.patch('training.checkpoint.has_checkpoint', return_value=True):
+                kwargs = train.resumed_run('run', train.make_parser().parse_args(['--resume', *args]))[1]
+            return ([hook['func_name'].rpartition('.')[2] for hook in kwargs['hook_args']],
+                    [metric['name'] for metric in kwargs['metric_arg_list']], kwargs['hook_args'])
+        self.assertEqual(resumed()[:2], (['KeepBest'], ['is1k', 'fid1k']))
+        self.assertEqual(resumed('--metrics=none')[:2], (['KeepBest'], ['fid1k']))
+        self.assertEqual(resumed('--metrics=kid1k', '--keep-best=none')[:2], ([], ['kid1k']))
+        stored['hook_args'].append(dict(func_name='training.monitors.CollapseAlarm', rollback=True))
+        names, metrics, hooks = resumed('--keep-best=kid1k', '--rollback-on-collapse=no')
+        self.assertEqual((names, metrics), (['KeepBest', 'CollapseAlarm'], ['is1k', 'fid1k', 'kid1k']))
+        self.assertEqual((hooks[0]['metric'], hooks[1]['rollback']), ('kid1k', False))
+        stored['G_args'] = dict(func_name='training.networks_biggan.G_biggan', ch=4)
+        with self.assertRaisesRegex(UserError, 'cannot go on with other settings .*SigmaClamp'):
+            resumed('--sigma-clamp=2')
+
     def test_length_of_a_run_with_annealed_latents(self):
         """It cannot change when the run goes on: the latents at every moment go by it."""
         for distribution in ('annealed_normal', 'normal'):

@@ -308,7 +308,10 @@ class KeepBest(Hook):
     def start(self, run: Run) -> None:
         names = [metric.name for metric in run.metrics.metrics]
         if any(re.fullmatch(family.pattern, self.metric) for family in FAMILIES):
-            metric_of_result(self.metric)   # Refuses what has several results; else it is a metric itself.
+            try:
+                metric_of_result(self.metric)
+            except UserError as error:      # It has several results.
+                raise UserError(f'keep best: {error}') from error
             fits = self.metric in names
         else:
             fits = any(self.metric == name or self.metric.startswith(f'{name}_') for name in names)
