@@ -1,7 +1,7 @@
 # make venv | demo | test | lint | clean.  With a GPU: make venv EXTRAS=test,cuda.
 PYTHON ?= python3
 EXTRAS ?= test
-# Processes that share the tests. Each holds a TensorFlow of its own, some 4 GB at the end.
+# Processes that share the tests. Each holds a TensorFlow of its own, and grows to 4 or 5 GB.
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin

@@ -40,7 +40,8 @@ EXAMPLES = [
 # and what the checkpoint holds of one that is gone, or was at another place of the list, is left there.
 CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
               'metric_arg_list', 'hook_args', 'weights_dir', 'data_dir', 'dataset_args.dataset',
-              'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy')
+              'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy', 'G_args.recompute',
+              'D_args.recompute')
 
 
 def make_parser() -> flags.Parser:
@@ -96,6 +97,8 @@ def make_parser() -> flags.Parser:
     add('fmap-base', flags.positive_int, 'overall number of feature maps (default: by config)')
     add('fmap-max', flags.positive_int, 'greatest number of feature maps of a layer (default: by config)')
     add('ch', flags.positive_int, 'factor on the number of feature maps of BigGAN (default: by config)')
+    add('recompute', bool, 'BigGAN: hold the results between the blocks of the networks alone, and compute '
+                           'those inside again for the gradient: less memory, more time (default: false)')
     add('latent-size', flags.positive_int, 'size of z, and of w and the layers between (default: by config, '
                                            'mostly 512)')
     add('smoothing-kimg', flags.nonneg_float, 'half-life of the moving average of the generator in thousands '
@@ -144,8 +147,9 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'strategy': args.strategy,
         'sched_args': _schedule_changes(args, config['sched_args']),
         'grid_args': {'size': args.grid},
-        'G_args': {**fmaps, **_latent_changes(args, config['G_args'])},
-        'D_args': fmaps,
+        'G_args': {**fmaps, **_latent_changes(args, config['G_args']),
+                   **_recompute_changes(args, config['G_args'])},
+        'D_args': {**fmaps, **_recompute_changes(args, config['D_args'])},
         'D_loss_args': {} if args.gamma is None else {gamma_argument(config): args.gamma},
         'image_snapshot_ticks': args.snap,
         'network_snapshot_ticks': args.snap,
@@ -214,6 +218,14 @@ def _latent_changes(args: Any, G_args: dict[str, Any]) -> dict[str, Any]:
     names = ['latent_size'] if G_args['func_name'].endswith(('G_paper', 'G_biggan')) else [
         'latent_size', 'dlatent_size', 'mapping_fmaps']
     return dict.fromkeys(names, args.latent_size)
+
+
+def _recompute_changes(args: Any, network_args: dict[str, Any]) -> dict[str, Any]:
+    if args.recompute and '_biggan' not in network_args['func_name']:
+        raise UserError('--recompute is for BigGAN, not for this config; leave it out, and for less memory '
+                        'lower --minibatch-gpu')
+    # What says the default is a change only where something else was chosen.
+    return {'recompute': args.recompute} if args.recompute or network_args.get('recompute') else {}
 
 
 def freeze_d(text: str) -> int | list[str]:

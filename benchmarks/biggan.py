@@ -32,11 +32,15 @@ def make_parser() -> flags.Parser:
     parser = flags.Parser('Times the training steps of BigGAN.', examples=[
         'python -m benchmarks.biggan --ch=32',
         'python -m benchmarks.biggan --ch=96 --json=96.json',
+        'python -m benchmarks.biggan --resolution=64 --ch=32 --batch=16 --recompute',
     ], prog='benchmarks.biggan')
     parser.add_flag('resolution', flags.positive_int, 'resolution of the images', default=128)
     parser.add_flag('ch', flags.positive_int, 'factor on the number of feature maps', default=96)
     parser.add_flag('batch', flags.positive_int, 'images at a time', default=4)
     parser.add_flag('repeats', flags.positive_int, 'measurements; the table shows their median', default=5)
+    parser.add_flag('recompute', bool, 'also time steps that compute what is inside of blocks again, as '
+                                       'train.py --recompute, and show the memory that they take',
+                    default=False)
     flags.add_custom_ops_flag(parser)
     parser.add_flag('json', help='also write all numbers to this file', metavar='FILE')
     return parser
@@ -105,7 +109,19 @@ def step_functions(G: Any, D: Any, batch: int) -> dict[str, Callable[[], Any]]:
     return {phase.name: lambda phase=phase: run(phase) for phase in trainer.phases}
 
 
-def benchmark(resolution: int, ch: int, batch: int, repeats: int) -> dict[str, Any]:
+def recomputing_functions(G: Any, D: Any, batch: int) -> dict[str, Callable[[], Any]]:
+    """The steps that compute results again for gradients, traced; the networks are as before."""
+    functions = {f'{name}, recomputed': function for name, function in step_functions(G, D, batch).items()}
+    for network in (G, D):
+        network.layer.recompute = True
+    for function in functions.values():
+        function()
+    for network in (G, D):
+        network.layer.recompute = False
+    return functions
+
+
+def benchmark(resolution: int, ch: int, batch: int, repeats: int, recompute: bool = False) -> dict[str, Any]:
     """Measures everything; returns plain numbers: seconds, operations, GiB (see `rows_of`)."""
     import tensorflow as tf
     G, D = make_networks(resolution, ch)
@@ -115,7 +131,12 @@ def benchmark(resolution: int, ch: int, batch: int, repeats: int) -> dict[str, A
     result['flops'] = step_flops(forward_flops(G), forward_flops(D), batch)
     sizes = sorted({(shape[2], shape[1]) for name, shape, _ in G.list_layers() if name.endswith('/Conv1')})
     machine = machine_functions(sizes[::-1], batch)
-    result['seconds'] = measure({**step_functions(G, D, batch), **machine}, repeats)
+    steps, again = step_functions(G, D, batch), {}
+    if recompute:       # First of all: the peak of a process only grows.
+        result['memory_before'] = peak_memory()
+        again = recomputing_functions(G, D, batch)
+        result['memory_recompute'] = peak_memory()
+    result['seconds'] = measure({**steps, **again, **machine}, repeats)
     result['conv_flops'] = {f'conv 3x3, {size}x{size}x{channels}': 2 * 9 * batch * (size * channels) ** 2
                             for size, channels in sizes}
     result['memory'] = peak_memory()
@@ -131,12 +152,19 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
     for name, flops in result['flops'].items():
         gflops = flops / median[name] / 1e9
         notes[name] = f'{flops / 1e9:.1f} GFLOP, {gflops:.1f} GFLOP/s, {gflops / peak:.0%} of the peak'
+    for name in result['flops']:
+        if f'{name}, recomputed' in median:
+            notes[f'{name}, recomputed'] = f'{median[f"{name}, recomputed"] / median[name]:.2f} times as long'
     rows = [['', 'seconds', 'least', 'greatest', '']]
     for name, times in result['seconds'].items():
         numbers = [f'{value:.4g}' for value in (median[name], min(times), max(times))]
-        rows.append([f'step of {name}' if name in result['flops'] else name, *numbers, notes.get(name, '')])
+        is_step = name.partition(',')[0] in result['flops']
+        rows.append([f'step of {name}' if is_step else name, *numbers, notes.get(name, '')])
     rows.append(['convolution peak', '', '', '', f'{peak:.1f} GFLOP/s, the best 3x3 convolution'])
     rows.append(['peak memory', '', '', '', f'{result["memory"]:.2f} GiB'])
+    if 'memory_recompute' in result:
+        rows.append(['... of steps, recomputed', '', '', '', '{memory_recompute:.2f} GiB, '
+                     '{memory_before:.2f} GiB before'.format(**result)])
     return rows
 
 
@@ -144,7 +172,7 @@ def run(args: Any) -> None:
     """Measures and prints one table."""
     flags.use_custom_ops(args.custom_ops)
     load_tensorflow()
-    result = benchmark(args.resolution, args.ch, args.batch, args.repeats)
+    result = benchmark(args.resolution, args.ch, args.batch, args.repeats, args.recompute)
     print('BigGAN {resolution}x{resolution}, ch {ch}, batch {batch}, float32, median of {repeats}\n'
           'TensorFlow {tensorflow}, Python {python}, {cpus} CPUs, {date}: '.format(**result)
           + ', '.join(result['devices']) + '\n')

@@ -224,6 +224,11 @@ class RunTest(util.RunTest):
             for name, value in one.vars.items():
                 self.assertAllEqual(value, two.vars[name], name)
         self.assertNotAllEqual(Recorder.last.before, final[0].get_var(TRACKED))
+        slots = [value for name, value in util.checkpoint_values(progress.run_dir).items()
+                 if '/Train' in name and name.split('/')[1].endswith(('.Sm', '.Sv'))]
+        self.assertGreater(len(slots), 20)
+        for value in slots:     # Adam starts afresh.
+            self.assertAllEqual(value, np.zeros_like(value))
         self.assertNotIn('reals_by_class.png', util.files(progress.run_dir))
 
 

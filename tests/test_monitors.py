@@ -95,6 +95,7 @@ class GradientNormsTest(tf.test.TestCase):
 
     def test_norms(self):
         """beta1 is 0: the first moment of Adam is the gradient."""
+        test_hooks.run_eagerly(self)
         subject = trainers.make_trainer(G_update_args=[GradientNorms(per_layer=True)],
                                         D_update_args=[GradientNorms()], D_repeats=1)
         images, labels = trainers.make_images(8)
@@ -241,9 +242,10 @@ class ListedMetric(MetricBase):
 
 def train(result_dir, *hooks, **changes):
     """A run of 12 steps with a tick and a snapshot after every second one."""
+    norms = [dict(func_name='training.monitors.GradientNorms')]
     args = dict(D_repeats=1, total_kimg=0.096, sched_args=dict(tick_kimg_base=0.016), hook_args=list(hooks),
-                keep_snapshots=2, image_snapshot_ticks=None, G_update_args=[dict(func_name='training.monitors.GradientNorms')],
-                D_update_args=[dict(func_name='training.monitors.GradientNorms')]) | changes
+                keep_snapshots=2, image_snapshot_ticks=None, G_update_args=norms,
+                D_update_args=norms) | changes
     return test_hooks.train(result_dir, **args)
 
 

@@ -184,10 +184,14 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual((kwargs['G_smoothing_kimg'], kwargs['G_smoothing']), (20, None))
         self.assertEqual(dry_run('--d-lrate=0.1')['sched_args']['G_lrate_base'], 0.002)
         for line, words in (('--config=biggan-128 --fmap-base=512', '--fmap-base .* feature maps .* --ch'),
-                            ('--config=config-f --ch=32', '--ch .* maps .* --fmap-base and --fmap-max')):
+                            ('--config=config-f --ch=32', '--ch .* maps .* --fmap-base and --fmap-max'),
+                            ('--config=stylegan-f --recompute', '--recompute is for BigGAN')):
             with self.assertRaisesRegex(UserError, words):
                 dry_run(*line.split())
-
+        kwargs = dry_run('--config=biggan-128', '--recompute')
+        self.assertEqual([kwargs[key].pop('recompute') for key in ('G_args', 'D_args')], [True, True])
+        self.assertEqual(kwargs, plain)
+        self.assertEqual(dry_run('--config=biggan-128', '--recompute=false'), plain)
 
     def test_flags_of_monitors(self):
         monitors, spectral = 'training.monitors.', 'training.spectral.SigmaClamp'
@@ -197,8 +201,8 @@ class ConfigTest(parameterized.TestCase):
             'func_name': f'{monitors}CollapseAlarm'}))
         self.assertEqual(dry_run('--config=biggan-demo', '--rollback-on-collapse=false', '--keep-best=none'),
                          plain)
-        kwargs = dry_run('--config=biggan-demo', '--rollback-on-collapse', '--keep-best=pr_efflite0_1k_recall',
-                         '--sigma-clamp=1.25x', '--metrics=fid1k')
+        kwargs = dry_run('--config=biggan-demo', '--keep-best=pr_efflite0_1k_recall', '--sigma-clamp=1.25x',
+                         '--rollback-on-collapse', '--metrics=fid1k')
         best = {'func_name': f'{monitors}KeepBest', 'metric': 'pr_efflite0_1k_recall'}
         self.assertEqual(kwargs['hook_args'], [watch, {**alarm, 'rollback': True}, best])
         self.assertEqual([args['name'] for args in kwargs['metric_arg_list']], ['fid1k', 'pr_efflite0_1k'])
@@ -232,7 +236,7 @@ class ConfigTest(parameterized.TestCase):
         ('--config=biggan-demo --sigma-clamp=2y', "as 2.5 or 1.2x, received '2y'"),
         ('--config=biggan-demo --sigma-clamp=nan', "--sigma-clamp: .* received 'nan'"),
         ('--config=biggan-demo --sigma-clamp=' + 400 * '9', '--sigma-clamp: expected'),
-        ('--config=biggan-demo --rollback-on-collapse=maybe', '--rollback-on-collapse: expected true or false'),
+        ('--config=biggan-demo --rollback-on-collapse=maybe', '--rollback-on-collapse: expected true'),
         ('--config=stylegan-f --sigma-clamp=2', '--sigma-clamp is for BigGAN'),
         ('--rollback-on-collapse', '--rollback-on-collapse: .* add --metrics or --keep-best'),
         ('--rollback-on-collapse --metrics=none', '--rollback-on-collapse: .* add --metrics or --keep-best'))

@@ -13,7 +13,8 @@ from dnnlib import tflib
 from tests import biggan_testutil as biggan
 from tests import testutil
 from training import context, loss, trainer
-from training.hooks import UpdateHook
+from training.hooks import Run, UpdateHook
+from training.monitors import SpectralMonitor
 from training.networks_biggan import G_biggan
 
 # Networks for 8×8 images of three classes.
@@ -21,6 +22,7 @@ SHAPE = dict(num_channels=3, resolution=8, label_size=3)
 G_ARGS = dict(ch=4, multipliers=[2, 2], latent_size=8, shared_dim=4)
 D_ARGS = dict(ch=4, multipliers=[2, 2], num_down=1)
 ORTHOGONAL = dict(func_name='training.regularizers.OrthogonalRegularization', strength=1e-4)
+SIGMA_CLAMP = dict(func_name='training.spectral.SigmaClamp', ratio=0.9)
 GLOBAL_BATCH = 8
 
 
@@ -233,14 +235,21 @@ def sample_by_sample(ctx, shape, dtype=tf.float32, integers: int | None = None) 
 
 
 def save_replicas(path: str, num_gpus: int) -> None:
-    """Two steps on a minibatch of eight, all at once over one or two replicas; saves all variables."""
+    """Two steps on a minibatch of eight, all at once over one or two replicas; saves all variables and what
+    hooks make of weights."""
     strategy = trainer.make_strategy(num_gpus)
     with mock.patch.object(context.StepContext, 'normal', sample_by_sample), \
             mock.patch.object(context.StepContext, 'integers',
                               lambda self, shape, low, high: sample_by_sample(self, shape, integers=high)):
-        subject = make_trainer(strategy)
+        subject = make_trainer(strategy, G_update_args=[ORTHOGONAL, SIGMA_CLAMP])
+        monitor = SpectralMonitor()
+        with strategy.scope():
+            monitor.build(Run(subject, subject.G, subject.D, subject.Gs, None, None, ''))
         before = {f'before/{name}': variable.numpy() for name, variable in subject.state().items()}
-        np.savez(path, **before, **run_steps(subject, GLOBAL_BATCH // num_gpus))
+        after = run_steps(subject, GLOBAL_BATCH // num_gpus)
+        spectra = {f'spectra/{name}': value for name, value in monitor.measure().items()}
+        vectors = {f'spectra/{name}': variable.numpy() for name, variable in monitor.variables().items()}
+        np.savez(path, **before, **after, **spectra, **vectors)
 
 
 class ReplicaTest(tf.test.TestCase):
@@ -259,7 +268,8 @@ class ReplicaTest(tf.test.TestCase):
         self.assertEqual(set(one), set(two))
         for name, value in one.items():
             self.assertAllClose(two[name], value, rtol=5e-6, atol=5e-6, msg=name)
-            if not name.startswith('before/') and name.endswith(('weight', 'moving_mean', 'moving_variance')):
+            if not name.startswith(('before/', 'spectra/')) and name.endswith((
+                    'weight', 'moving_mean', 'moving_variance')):
                 self.assertNotAllClose(value, one[f'before/{name}'], rtol=0, atol=5e-5, msg=name)
 
 

@@ -290,7 +290,7 @@ class FindTest(TestCase):
             feature_nets.find_extractor('lpips', self.dir)
         text = str(caught.exception)
         for part in ('the LPIPS distance needs the weights of VGG16', 'vgg16-397923af.pth (of torchvision)',
-                     f'in {self.dir};', '--weights-dir', 'Without: efflite0'):
+                     f'in {self.dir};', '--weights-dir', 'Without: pr_efflite0'):
             self.assertIn(part, text)
         self.assertNotIn('\n', text)
         with self.assertRaisesRegex(UserError, 'FID, KID, IS.*pt_inception-2015.*Without: fd_efflite0'):

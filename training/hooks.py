@@ -77,7 +77,11 @@ class Hook:
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` returned in an earlier part of the run."""
+        """Takes back what `state` returned in an earlier part of the run.
+
+        Not called where hook_args had another class, or nothing, at this place then: the hook starts afresh.
+        Its arguments may have been others.
+        """
 
 
 class UpdateHook:

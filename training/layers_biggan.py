@@ -84,6 +84,13 @@ class Pass:
     is_training: bool = False
     statistics: str = 'running'     # 'running' = stored ones, 'batch' = those of the batch; training: batch.
     truncation: Any = 1.0           # Where in a table of statistics.
+    # Tensors to take instead of trained variables, see BigGANLayer.values_read.
+    given: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    def read(self, variable: Any) -> tf.Tensor:
+        """The value of a trained variable."""
+        found = self.given.get(id(variable))
+        return tf.convert_to_tensor(variable) if found is None else found
 
 
 class BigGANLayer(Layer):
@@ -104,6 +111,14 @@ class BigGANLayer(Layer):
         self.scope = scope
         for child in self._children.values():
             child.set_scopes(f'{scope}/{child.name}' if scope else child.name)
+
+    def values_read(self, run: Pass) -> dict[int, tf.Tensor]:
+        """All that a pass computes of trained variables alone, here and inside, for Pass.given."""
+        found = {id(variable): tf.convert_to_tensor(variable) for variable in self._own_variables.values()
+                 if variable.trainable}
+        for child in self._children.values():
+            found |= child.values_read(run)
+        return found
 
     def inner_layers(self) -> dict[str, 'BigGANLayer']:
         """{scope: layer} of all layers inside."""
@@ -186,8 +201,15 @@ class SpectralLayer(BigGANLayer):
                 run.ctx.update(self.v, v)
         return tf.tensordot(image, u, 1)    # u and v are constants.
 
+    def values_read(self, run: Pass) -> dict[int, tf.Tensor]:
+        found = super().values_read(run)
+        del found[id(self.weight)]
+        return found | {id(self): self.normalized_weight(run)}
+
     def normalized_weight(self, run: Pass) -> tf.Tensor:
         """weight / sigma, in the precision of the activations."""
+        if id(self) in run.given:
+            return run.given[id(self)]
         weight = full_precision(self.weight)
         if self.normalize:
             weight /= self._sigma(weight, run)
@@ -195,7 +217,7 @@ class SpectralLayer(BigGANLayer):
 
     def finish(self, x: tf.Tensor, act: str, run: Pass) -> tf.Tensor:
         """Adds the bias and applies the activation, 'linear' or 'relu'."""
-        bias = None if self.bias is None else tf.cast(self.bias, x.dtype)
+        bias = None if self.bias is None else tf.cast(run.read(self.bias), x.dtype)
         if bias is not None or act != 'linear':
             x = fused_bias_act(x, bias, axis=x.shape.rank - 1, act=act, gain=1)
         return run.ctx.feature(self.scope, x)
@@ -270,7 +292,8 @@ class BatchNorm(BigGANLayer):
 
     def modulation(self, condition: tf.Tensor | None, run: Pass) -> tuple[tf.Tensor, tf.Tensor]:
         """Gain and bias of every sample, [N or 1, C]."""
-        return full_precision(self.gain)[tf.newaxis], full_precision(self.bias)[tf.newaxis]
+        gain, bias = (full_precision(run.read(variable)) for variable in (self.gain, self.bias))
+        return gain[tf.newaxis], bias[tf.newaxis]
 
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None, *, run: Pass) -> tf.Tensor:
         mean, variance = self._moments(x, run)
@@ -372,7 +395,7 @@ class Attention(BigGANLayer):
         y = attend(pixels(self.theta(x, run=run)), pooled(self.phi(x, run=run)), pooled(self.g(x, run=run)),
                    chunk)
         y = self.o(tf.reshape(y, [-1, height, width, y.shape[2]]), run=run)
-        return run.ctx.feature(self.scope, x + tf.cast(self.gamma, x.dtype) * y)
+        return run.ctx.feature(self.scope, x + tf.cast(run.read(self.gamma), x.dtype) * y)
 
 
 def attend(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, chunk: int = 0) -> tf.Tensor:

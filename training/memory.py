@@ -1,5 +1,6 @@
 """How much memory a training run takes, estimated before it starts."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,28 @@ _FREE = ('Const', 'Identity', 'Reshape', 'Squeeze', 'ExpandDims', 'ReadVariableO
 
 
 def activation_bytes(network: Any) -> float:
-    """Bytes per image of all results of a pass through a network: what its gradient may need."""
-    total = 0
+    """Bytes per image of all results of a pass through a network: what its gradient may need.
+
+    Of layers that are computed again for the gradient, it is the last result of each and all of the largest.
+    """
+    scopes = network.layer.recomputed_scopes() if hasattr(network.layer, 'recomputed_scopes') else []
+    total, inside = 0, {scope: [] for scope in scopes}
     for operation in network.list_ops():
         if operation.type in _FREE:
             continue
+        # TensorFlow numbers the names of operations that it has seen before: G/Block0_1/Conv0_1/Relu.
+        parts = [re.sub(r'_\d+$', '', part) for part in operation.name.split('/')]
+        found = [scope for scope in scopes if scope in parts]
         for output in operation.outputs:
             shape = output.shape
             if output.dtype.is_floating and shape.rank and shape.is_fully_defined() and shape[0] == _SAMPLES:
-                total += int(np.prod(shape)) * output.dtype.size
-    return total / _SAMPLES
+                size = int(np.prod(shape)) * output.dtype.size
+                if found:
+                    inside[found[0]].append(size)
+                else:
+                    total += size
+    kept = sum(sizes[-1] for sizes in inside.values() if sizes)
+    return (total + kept + max((sum(sizes[:-1]) for sizes in inside.values()), default=0)) / _SAMPLES
 
 
 def state_bytes(networks: Any, rounds: int) -> float:

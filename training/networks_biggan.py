@@ -42,6 +42,7 @@ from training.layers_biggan import (
     SpectralLayer,
     add_residual,
 )
+from training.recompute import call_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,15 @@ def find_architecture(resolution: int, table: dict, complete: bool) -> object | 
 
 
 class BigGANNetwork(NetworkLayer, BigGANLayer):
-    """What the networks of BigGAN share: attention, and access to the normalized layers."""
+    """What the networks of BigGAN share: attention, and access to the normalized layers.
 
-    def __init__(self, name: str, dtype: str):
+    Attributes:
+        recompute: Hold the results between blocks alone in training, for a third more operations?
+    """
+
+    def __init__(self, name: str, dtype: str, recompute: bool = False):
         super().__init__(name, dtype)
+        self.recompute = bool(recompute)
         # A plain dictionary stays plain only outside Keras' attribute tracking.
         self.__dict__['attention'] = {}     # {resolution: Attention}
 
@@ -105,6 +111,14 @@ class BigGANNetwork(NetworkLayer, BigGANLayer):
         if missing:
             raise UserError('attention is possible at the resolutions that blocks put out. '
                             f'Received: {missing}')
+
+    def through(self, layer: BigGANLayer, *tensors: tf.Tensor, run: Pass) -> tf.Tensor:
+        """layer(*tensors, run=run), a block or attention, computed again for its gradient if so chosen."""
+        return call_layer(layer, tensors, run) if self.recompute else layer(*tensors, run=run)
+
+    def recomputed_scopes(self) -> list[str]:
+        """Scopes of the layers that are computed again."""
+        return [layer.scope for layer in [*self.blocks, *self.attention.values()]] if self.recompute else []
 
     def labels_or_ones(self, labels: tf.Tensor | None, x: tf.Tensor) -> tf.Tensor:
         """The labels; without any there is one class."""
@@ -198,10 +212,11 @@ class G_biggan(BigGANNetwork):
         bn_unbiased: bool = True,           # Do unbiased variances enter the running ones?
         sn_epsilon: float = 1e-4,           # Least norm that the power iteration divides by.
         init: str = 'orthogonal',           # Initial weights: 'orthogonal', 'normal' or 'xavier'.
+        recompute: bool = False,            # Compute what is inside of blocks again for their gradients?
         dtype: str = 'float32',             # Of activations and weights.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dtype)
+        super().__init__(name, dtype, recompute)
         check_sizes(num_channels=num_channels, label_size=label_size, ch=ch, latent_size=latent_size,
                     shared_dim=shared_dim)
         row = find_architecture(resolution, ARCHITECTURES, bool(multipliers and latent_size))
@@ -261,9 +276,10 @@ class G_biggan(BigGANNetwork):
         x = tf.reshape(x, [-1, 4, 4, x.shape[1] // 16])
         for block, part in zip(self.blocks, parts[1:], strict=True):
             # The order of the published weights: latents, then class.
-            x = block(x, condition if part is None else tf.concat([part, condition], axis=1), run=run)
+            part = condition if part is None else tf.concat([part, condition], axis=1)
+            x = self.through(block, x, part, run=run)
             if x.shape[1] in self.attention:
-                x = self.attention[x.shape[1]](x, run=run)
+                x = self.through(self.attention[x.shape[1]], x, run=run)
         x = self.final_conv(self.final_bn(x, run=run), run=run)
         return run.ctx.feature('Output', tf.tanh(x))
 
@@ -313,10 +329,11 @@ class D_biggan(BigGANNetwork):
         sn_epsilon: float = 1e-4,           # Least norm that the power iteration divides by.
         dropout: float = 0.0,               # Share of the last features that training drops.
         init: str = 'orthogonal',           # Initial weights: 'orthogonal', 'normal' or 'xavier'.
+        recompute: bool = False,            # Compute what is inside of blocks again for their gradients?
         dtype: str = 'float32',             # Of activations and weights.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dtype)
+        super().__init__(name, dtype, recompute)
         check_sizes(num_channels=num_channels, label_size=label_size, ch=ch)
         row = find_architecture(resolution, ARCHITECTURES, bool(multipliers and num_down is not None))
         fmaps = [ch * factor for factor in multipliers or row.D]
@@ -343,9 +360,9 @@ class D_biggan(BigGANNetwork):
              is_training: bool = False, **_dynamic) -> tf.Tensor:
         run, x, pending = make_pass(ctx, is_training), images_in, dict(self.attention)
         for block in self.blocks:
-            x = block(x, run=run)
+            x = self.through(block, x, run=run)
             if x.shape[1] in pending:
-                x = pending.pop(x.shape[1])(x, run=run)
+                x = self.through(pending.pop(x.shape[1]), x, run=run)
         return self.pooled_scores(x, labels_in, self.dropout, run)
 
 

@@ -135,10 +135,11 @@ class G_biggan_deep(BigGANNetwork):
         bn_unbiased: bool = True,           # Do unbiased variances enter the running ones?
         sn_epsilon: float = 1e-4,           # Least norm that the power iteration divides by.
         init: str = 'orthogonal',           # Initial weights: 'orthogonal', 'normal' or 'xavier'.
+        recompute: bool = False,            # Compute what is inside of blocks again for their gradients?
         dtype: str = 'float32',             # Of activations and weights.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dtype)
+        super().__init__(name, dtype, recompute)
         check_sizes(num_channels=num_channels, label_size=label_size, ch=ch, latent_size=latent_size)
         if shared_dim < 1:
             raise UserError(f'shared_dim must be at least 1. Received: {shared_dim}')
@@ -182,9 +183,9 @@ class G_biggan_deep(BigGANNetwork):
         x = self.linear(condition, run=run)
         x = tf.reshape(x, [-1, 4, 4, x.shape[1] // 16])
         for block in self.blocks:
-            x = block(x, condition, run=run)
+            x = self.through(block, x, condition, run=run)
             if block.up and x.shape[1] in self.attention:
-                x = self.attention[x.shape[1]](x, run=run)
+                x = self.through(self.attention[x.shape[1]], x, run=run)
         x = self.final_conv(self.final_bn(x, run=run), run=run)
         return run.ctx.feature('Output', tf.tanh(x[..., :self.num_channels]))
 
@@ -231,10 +232,11 @@ class D_biggan_deep(BigGANNetwork):
         sn_epsilon: float = 1e-4,           # Least norm that the power iteration divides by.
         dropout: float = 0.0,               # Share of the last features that training drops.
         init: str = 'orthogonal',           # Initial weights: 'orthogonal', 'normal' or 'xavier'.
+        recompute: bool = False,            # Compute what is inside of blocks again for their gradients?
         dtype: str = 'float32',             # Of activations and weights.
         **kwargs,                           # Arguments of other networks, kept for the pickle.
     ):
-        super().__init__(name, dtype)
+        super().__init__(name, dtype, recompute)
         check_sizes(num_channels=num_channels, label_size=label_size, ch=ch)
         row = find_architecture(resolution, ARCHITECTURES, bool(multipliers))
         fmaps = _stages(ch, multipliers or row.G, resolution)[::-1]
@@ -261,7 +263,7 @@ class D_biggan_deep(BigGANNetwork):
         run = make_pass(ctx, is_training)
         x = self.stem(images_in, run=run)
         for block in self.blocks:
-            x = block(x, run=run)
+            x = self.through(block, x, run=run)
             if not block.down and x.shape[1] in self.attention:
-                x = self.attention[x.shape[1]](x, run=run)
+                x = self.through(self.attention[x.shape[1]], x, run=run)
         return self.pooled_scores(x, labels_in, self.dropout, run)

@@ -266,6 +266,9 @@ def _make_networks(training_set: Dataset, G_args: dict, D_args: dict, resume_pkl
         print(f'Loading networks from {resume_pkl}...')
         networks = load_networks(resume_pkl)
         check_networks(networks, training_set, resume_pkl)
+        for network, args in zip(networks, (G_args, D_args), strict=False):
+            if hasattr(network.layer, 'recompute'):     # A choice of this run, not of the snapshot.
+                network.layer.recompute = bool(args.get('recompute'))
         return networks
     print('Constructing networks...')
     shape = dict(num_channels=training_set.shape[0], resolution=training_set.shape[1],
