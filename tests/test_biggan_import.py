@@ -151,6 +151,8 @@ class TorchTest(Base):
         self.assertEqual([state.name for state in states.values()], ['G', 'D', 'Gs'])
         self.assertIn('copy of Gs', ' '.join(notes))
         self.assert_error(lambda: self.load(self.dir, self.dir / 'G.pth'), 'another network G')
+        self.write('D.pth', biggan_export.to_state_dict(tiny_state('D', label_size=7)))
+        self.assert_error(lambda: self.load(self.dir), 'do not belong together', "'D': 7")
 
     def test_other_channels(self):
         """Multipliers that are in no table, one class, and gray images."""
@@ -294,13 +296,15 @@ class HubTest(Base):
                 self.assertAllClose(images_of(state, arrays), arrays['eval/G_images'], rtol=0, atol=2e-5)
                 state = self.load(folder)['Gs']
                 self.assertEqual([state.static_kwargs[key] for key in epsilons], [1e-4, None, 1e-4])
+                self.assertEqual(state.static_kwargs['truncation_mode'], 'scale')
 
     def test_sums_of_statistics(self):
         """What the counter says is checked with the first layer, whose variances follow from its weights."""
         state = tiny_state('Gs', attention=[], seed=3)
         values = dict(state.variables)
         rnd = np.random.RandomState(1)
-        w, b = rnd.randn(2, 16 * 32).astype(np.float32), rnd.randn(16 * 32).astype(np.float32)
+        # The bias is small beside what z adds, so that the variance of z decides.
+        w, b = rnd.randn(2, 16 * 32).astype(np.float32), 0.01 * rnd.randn(16 * 32).astype(np.float32)
         u = np.linalg.svd(w)[2][0].astype(np.float32)       # Of the matrix [out, in].
         z = rnd.randn(200000, 2)
         z = z[(np.abs(z) < 2).all(1)]
@@ -351,11 +355,32 @@ class DeepTest(Base):
         for key, value in golden.below(arrays, 'P').items():
             self.assertAllEqual(exported[key], value, key)
         self.assertEqual(list(self.load(self.dir)), ['Gs'])
+        kwargs = state.static_kwargs
+        self.assertEqual(kwargs['truncation_mode'], 'scale')
+        self.assertEqual(kwargs['bn_epsilon'], arrays['config']['eps'])
+        with open(self.dir / 'biggan-deep-64-config.json', 'w') as file:
+            json.dump({**arrays['config'], 'eps': 1e-3}, file)
+        self.assertEqual(self.load(self.dir)['Gs'].static_kwargs['bn_epsilon'], 1e-3)
+
+    @golden.needs_golden
+    def test_attention_within_a_stage(self):
+        """It lies between the two blocks of a resolution: no network here has it there."""
+        swapped = {'layers.5.': 'layers.6.', 'layers.6.': 'layers.5.'}
+        arrays = {}
+        for key, value in golden.below(golden.load('hf_deep_r64'), 'P').items():
+            place = next((place for place in swapped if place in key), '')
+            arrays[key.replace(place, swapped[place]) if place else key] = value
+        path = self.write('swapped.bin', arrays)
+        self.assert_error(lambda: self.load(path), 'attention before the blocks [5]')
 
     @golden.needs_golden
     def test_hub(self):
         """A module of the same weights gives the same network, but for u and v, which follow from its u0."""
         arrays = golden.below(golden.load('hf_deep_r64'), 'P')
+        rnd = np.random.RandomState(0)
+        for key in [key for key in arrays if key.endswith('weight_u')]:     # The file's have converged.
+            u = rnd.randn(*arrays[key].shape)
+            arrays[key] = (u / np.linalg.norm(u)).astype(np.float32)
         module, stacks = {}, {}
         for key, value in arrays.items():
             *path, leaf = key.removeprefix('generator.').split('.')
@@ -417,6 +442,8 @@ class ClassesTest(Base):
         for role, shared, tables in (('G', 4, ['Embedding/weight']), ('D', 0, ['Embedding/weight']),
                                      ('G', 0, ['Block0/BN0/gain/weight', 'Block2/BN1/bias/weight'])):
             state = tiny_state(role, shared_dim=shared, latent_size=8)
+            state.variables = [(name, value * np.geomspace(1, 1e4, value.shape[1], dtype=np.float32)
+                                if name in tables else value) for name, value in state.variables]
             before = dict(state.variables)
             biggan.change_classes(state, [5, None, 0, 5], seed=1)
             self.assertEqual(state.static_kwargs['label_size'], 4)
