@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -46,8 +47,9 @@ class RunTest(util.RunTest, parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        os.environ['STYLEGAN_CACHE_DIR'] = os.path.join(cls.root, 'cache')
-        cls.addClassCleanup(os.environ.pop, 'STYLEGAN_CACHE_DIR')
+        cache = mock.patch.dict(os.environ, STYLEGAN_CACHE_DIR=os.path.join(cls.root, 'cache'))
+        cache.start()
+        cls.addClassCleanup(cache.stop)
         metrics = find_metrics(f'{FD},pr_random_30')
         kwargs = dict(total_kimg=0.13, image_snapshot_ticks=None)
         cls.plain = util.train(os.path.join(cls.root, 'plain'), **kwargs).run_dir
