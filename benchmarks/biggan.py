@@ -5,22 +5,14 @@ convolution of the same run.
 """
 
 import math
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import (
-    machine_functions,
-    measure,
-    num_cpus,
-    peak_memory,
-    print_table,
-    write_json,
-)
+from benchmarks.common import machine, measure, peak_memory, print_heading, print_table, write_json
+from benchmarks.networks import machine_functions
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 
@@ -123,20 +115,17 @@ def recomputing_functions(G: Any, D: Any, batch: int) -> dict[str, Callable[[], 
 
 def benchmark(resolution: int, ch: int, batch: int, repeats: int, recompute: bool = False) -> dict[str, Any]:
     """Measures everything; returns plain numbers: seconds, operations, GiB (see `rows_of`)."""
-    import tensorflow as tf
     G, D = make_networks(resolution, ch)
-    result = dict(resolution=resolution, ch=ch, batch=batch, repeats=repeats, tensorflow=tf.__version__,
-                  python=platform.python_version(), date=time.strftime('%Y-%m-%d'), cpus=num_cpus(),
-                  devices=[device.name for device in tf.config.list_logical_devices()])
+    result = dict(resolution=resolution, ch=ch, batch=batch, repeats=repeats, **machine())
     result['flops'] = step_flops(forward_flops(G), forward_flops(D), batch)
     sizes = sorted({(shape[2], shape[1]) for name, shape, _ in G.list_layers() if name.endswith('/Conv1')})
-    machine = machine_functions(sizes[::-1], batch)
+    limits = machine_functions(sizes[::-1], batch)
     steps, again = step_functions(G, D, batch), {}
     if recompute:       # First of all: the peak of a process only grows.
         result['memory_before'] = peak_memory()
         again = recomputing_functions(G, D, batch)
         result['memory_recompute'] = peak_memory()
-    result['seconds'] = measure({**steps, **again, **machine}, repeats)
+    result['seconds'] = measure({**steps, **again, **limits}, repeats)
     result['conv_flops'] = {f'conv 3x3, {size}x{size}x{channels}': 2 * 9 * batch * (size * channels) ** 2
                             for size, channels in sizes}
     result['memory'] = peak_memory()
@@ -173,9 +162,8 @@ def run(args: Any) -> None:
     flags.use_custom_ops(args.custom_ops)
     load_tensorflow()
     result = benchmark(args.resolution, args.ch, args.batch, args.repeats, args.recompute)
-    print('BigGAN {resolution}x{resolution}, ch {ch}, batch {batch}, float32, median of {repeats}\n'
-          'TensorFlow {tensorflow}, Python {python}, {cpus} CPUs, {date}: '.format(**result)
-          + ', '.join(result['devices']) + '\n')
+    print_heading('BigGAN {resolution}x{resolution}, ch {ch}, batch {batch}, float32, '
+                  'median of {repeats}', result)
     print_table(rows_of(result))
     if args.json:
         write_json(result, args.json)

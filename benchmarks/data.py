@@ -9,7 +9,6 @@ which has a column of its own. Last comes what consumes the images: training ste
 
 import io
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from benchmarks.networks import make_networks, measure, num_cpus, phase_functions, print_table, write_json
+from benchmarks.common import machine, measure, print_heading, print_table, write_json
+from benchmarks.networks import make_networks, phase_functions
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError
@@ -230,19 +230,16 @@ def rows_of(cases: list[dict[str, Any]], steps: dict[int, list[float]]) -> list[
 def run(args: Any) -> None:
     """Measures and prints one table."""
     load_tensorflow()
-    import tensorflow as tf
     cases = []
     for size in args.resolutions:
         images = make_images(size)
         cases += [run_case(form, size, images, args) for form in args.forms]
     steps = {size: step_speeds(size, STEP_MINIBATCHES) for size in args.resolutions} if args.step else {}
-    date = time.strftime('%Y-%m-%d')
-    print(f'images/s, minibatches of {args.batch}, median of {args.repeats} times {args.seconds:g} s\n'
-          f'TensorFlow {tf.__version__}, Python {platform.python_version()}, {num_cpus()} CPUs, {date}\n')
+    result = dict(cases=cases, steps=steps, batch=args.batch, repeats=args.repeats, seconds=args.seconds,
+                  **machine())
+    print_heading('images/s, minibatches of {batch}, median of {repeats} times {seconds:g} s', result)
     print_table(rows_of(cases, steps))
     if args.json:
-        result = dict(cases=cases, steps=steps, batch=args.batch, repeats=args.repeats, seconds=args.seconds,
-                      tensorflow=tf.__version__, python=platform.python_version(), cpus=num_cpus(), date=date)
         write_json(result, args.json)
 
 

@@ -5,7 +5,6 @@ one, which traces the functions of the stage. StyleGAN2's step at the final reso
 maps and images, is measured in the same run to hold them against.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -13,15 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import (
-    make_networks,
-    measure,
-    num_cpus,
-    peak_memory,
-    phase_functions,
-    print_table,
-    write_json,
-)
+from benchmarks.common import machine, measure, peak_memory, print_heading, print_table, write_json
+from benchmarks.networks import make_networks, phase_functions
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError, get_obj_by_name
@@ -104,9 +96,8 @@ def benchmark(config_name: str, resolution: int, fmap_base: int, fmap_max: int, 
     peers = phase_functions(make_networks(resolution, fmap_base, fmap_max), ['G', 'D'], batch)
     seconds[PEER] = measure({PEER: lambda: [function() for function in peers.values()]}, repeats)[PEER]
     return dict(config=config_name, resolution=resolution, fmap_base=fmap_base, fmap_max=fmap_max,
-                batch=batch, repeats=repeats, tensorflow=tf.__version__, python=platform.python_version(),
-                lods=lods, date=time.strftime('%Y-%m-%d'), cpus=num_cpus(), seconds=seconds, first_step=first,
-                devices=[device.name for device in tf.config.list_logical_devices()], memory=memory)
+                batch=batch, repeats=repeats, lods=lods, seconds=seconds, first_step=first,
+                memory=memory, **machine())
 
 
 def rows_of(result: dict[str, Any]) -> list[list[str]]:
@@ -128,9 +119,8 @@ def run(args: Any) -> None:
     """Measures and prints one table."""
     load_tensorflow()
     result = benchmark(args.config, args.resolution, args.fmap_base, args.fmap_max, args.batch, args.repeats)
-    print('{config} to {resolution}x{resolution}, fmap_base {fmap_base}, fmap_max {fmap_max}, batch {batch}, '
-          'float32, median of {repeats}\nTensorFlow {tensorflow}, Python {python}, {cpus} CPUs, {date}: '
-          .format(**result) + ', '.join(result['devices']) + '\n')
+    print_heading('{config} to {resolution}x{resolution}, fmap_base {fmap_base}, fmap_max {fmap_max}, '
+                  'batch {batch}, float32, median of {repeats}', result)
     print_table(rows_of(result))
     if args.json:
         write_json(result, args.json)

@@ -8,7 +8,6 @@ whole matrices in NumPy, each in a process of its own, whose peak of memory is s
 
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import measure, num_cpus, peak_memory, print_table, write_json
+from benchmarks.common import machine, measure, peak_memory, print_heading, print_table, write_json
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError
@@ -160,21 +159,16 @@ def run(args: Any) -> None:
     """Measures, prints, writes."""
     if args.reals and args.fakes and min(args.reals, args.fakes) < 4:
         raise UserError('--reals, --fakes: expected at least 4 samples')
-    result: dict[str, Any] = dict(vars(args), python=platform.python_version(), cpus=num_cpus(),
-                                  date=time.strftime('%Y-%m-%d'))
+    result: dict[str, Any] = dict(vars(args))
     pairs = args.reals and args.fakes
     if pairs:       # First, as these processes need the memory.
         result['precision_recall'] = time_precision_recall(args.reals, args.fakes, args.features)
     load_tensorflow()
-    import tensorflow as tf
+    result |= machine()
     result['networks'] = {name: time_network(name, args.resolution, args.images, args.batch, args.repeats)
                           for name in args.extractors}
-    devices = ', '.join(device.name for device in tf.config.list_logical_devices())
-    print(f'TensorFlow {tf.__version__}, Python {result["python"]}, {result["cpus"]} CPUs, {result["date"]}: '
-          f'{devices}\n')
+    print_heading('Images of {resolution}x{resolution}, batch {batch}, median of {repeats}', result)
     if args.extractors:
-        print(f'Images of {args.resolution}x{args.resolution}, batch {args.batch}, median of {args.repeats}'
-              '\n')
         rows = [['', 'metric img/s', 'plain img/s', '']]
         for name, seconds in result['networks'].items():
             metric, plain = (statistics.median(seconds[key]) for key in ('metric', 'plain'))

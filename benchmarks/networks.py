@@ -4,25 +4,19 @@ Everything is measured in one run, so that the numbers belong together: the gene
 the same weights, the phases of the trainer, and what the machine can do at best (3×3 convolutions, copying).
 """
 
-import json
 import math
-import os
-import platform
-import resource
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import machine, measure, peak_memory, print_heading, print_table, write_json
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError
 
 PHASES = ('G', 'D', 'D_reg', 'G_reg')
-MIN_SECONDS = 0.2       # Least duration of one measurement: what is shorter is called several times.
 NUM_CONV_SIZES = 4      # How many of the largest 3×3 convolutions are measured.
 COPY_BYTES = 256 << 20  # Larger than the caches.
 
@@ -57,37 +51,6 @@ def _phase_list(text: str) -> list[str]:
 _phase_list.metavar = 'LIST'
 
 
-def measure(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds per call of each function, `repeats` times.
-
-    Two calls warm up. Then the functions take turns, so that a machine that slows down slows down all of
-    them. What a function returns is a tensor, or a structure of them, that is waited for.
-    """
-    counts = {}
-    for name, function in functions.items():
-        _wait(function())
-        counts[name] = max(math.ceil(MIN_SECONDS / _seconds(function, 1)), 1)
-    times = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            times[name].append(_seconds(function, counts[name]))
-    return times
-
-
-def _seconds(function: Callable[[], Any], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        _wait(function())
-    return (time.perf_counter() - start) / count
-
-
-def _wait(result: Any) -> None:
-    """Waits for the device, by bringing one number of each tensor to the host."""
-    import tensorflow as tf
-    for tensor in tf.nest.flatten(result):
-        np.asarray(tf.reshape(tensor, [-1])[:1])
-
-
 def forward_flops(network: Any) -> int:
     """Floating point operations of the convolutions and dense layers of G_main, per image.
 
@@ -113,12 +76,6 @@ def conv_sizes(network: Any) -> list[tuple[int, int]]:
     sizes = {(shape[2], shape[1]) for name, shape, _ in network.list_layers() if name.endswith('/Conv1')}
     sizes = sizes or {(4, network.find_var('G_synthesis/4x4/Conv/weight').shape[3])}
     return sorted(sizes, key=lambda size: (size[0] * size[1], size[0]), reverse=True)[:NUM_CONV_SIZES]
-
-
-def peak_memory() -> float:
-    """Peak of the resident memory of this process so far, GiB."""
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
 
 
 def make_networks(resolution: int, fmap_base: int, fmap_max: int) -> tuple[Any, Any, Any]:
@@ -203,11 +160,9 @@ def machine_functions(sizes: list[tuple[int, int]], batch: int) -> dict[str, Cal
 def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, phases: list[str],
               repeats: int) -> dict[str, Any]:
     """Measures everything; returns plain numbers: seconds, per second, GiB (see `rows_of`)."""
-    import tensorflow as tf
     networks = make_networks(resolution, fmap_base, fmap_max)
     result = dict(resolution=resolution, fmap_base=fmap_base, fmap_max=fmap_max, batch=batch, repeats=repeats,
-                  tensorflow=tf.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
-                  devices=[device.name for device in tf.config.list_logical_devices()], cpus=num_cpus())
+                  **machine())
     # Training first: the peak of the memory is that of the process since its start.
     result['memory_before'] = peak_memory()
     times = measure(phase_functions(networks, phases, batch), repeats)
@@ -220,11 +175,6 @@ def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, phases
     result['conv_flops'] = {f'conv 3x3, {size}x{size}x{channels}': 2 * 9 * batch * (size * channels) ** 2
                             for size, channels in sizes}
     return result
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def rows_of(result: dict[str, Any]) -> list[list[str]]:
@@ -258,29 +208,13 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def print_table(rows: list[list[str]]) -> None:
-    """Prints rows with aligned columns, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for name, *numbers, note in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        print('  '.join([name.ljust(widths[0]), *cells, note]).rstrip())
-
-
-def write_json(result: dict[str, Any], path: str) -> None:
-    """Writes all numbers of a benchmark to a file."""
-    with atomic_write(path, 'w') as file:
-        json.dump(result, file, indent=2)
-        file.write('\n')
-
-
 def run(args: Any) -> None:
     """Measures and prints one table."""
     flags.use_custom_ops(args.custom_ops)
     load_tensorflow()
     result = benchmark(args.resolution, args.fmap_base, args.fmap_max, args.batch, args.phases, args.repeats)
-    print('StyleGAN2 {resolution}x{resolution}, fmap_base {fmap_base}, fmap_max {fmap_max}, batch {batch}, '
-          'float32, median of {repeats}\nTensorFlow {tensorflow}, Python {python}, {cpus} CPUs, {date}: '
-          .format(**result) + ', '.join(result['devices']) + '\n')
+    print_heading('StyleGAN2 {resolution}x{resolution}, fmap_base {fmap_base}, fmap_max {fmap_max}, '
+                  'batch {batch}, float32, median of {repeats}', result)
     print_table(rows_of(result))
     if args.json:
         write_json(result, args.json)

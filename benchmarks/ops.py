@@ -4,15 +4,13 @@ The sizes are those of a config F network, from 32×32 to 1024×1024. What 'auto
 custom_ops/fused_bias_act.py and custom_ops/upfirdn_2d.py was decided with this table.
 """
 
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import measure, print_table, write_json
+from benchmarks.common import machine, measure, print_heading, print_table, write_json
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 from dnnlib.util import UserError
@@ -201,21 +199,16 @@ def rows_of(cases: list[dict[str, Any]]) -> list[list[str]]:
 def run(args: Any) -> None:
     """Measures and prints one table."""
     load_tensorflow()
-    import tensorflow as tf
     cases = [run_case(name, resolution, args) for name in args.ops for resolution in args.resolutions]
     copy = statistics.median(time for case in cases for time in case['seconds']['copy'])
-    devices = [device.name for device in tf.config.list_logical_devices()]
-    date = time.strftime('%Y-%m-%d')
-    print(f'{args.dtype}, {args.data_format}{", XLA" if args.jit_compile else ""}, impl={args.impl}, '
-          f'fmap_base {args.fmap_base}, median of {args.repeats}\n'
-          f'TensorFlow {tf.__version__}, {date}: {", ".join(devices)}\n'
-          f'copy: {8 * COPY_ELEMENTS / copy / 1e9:.1f} GB/s, read and written. Left: forward; right: forward '
+    result = dict(cases=cases, dtype=args.dtype, data_format=args.data_format, fmap_base=args.fmap_base,
+                  jit_compile=args.jit_compile, repeats=args.repeats, **machine())
+    print_heading('{dtype}, {data_format}' + ', XLA' * args.jit_compile
+                  + f', impl={args.impl}, fmap_base {args.fmap_base}, median of {args.repeats}', result)
+    print(f'copy: {8 * COPY_ELEMENTS / copy / 1e9:.1f} GB/s, read and written. Left: forward; right: forward '
           'and backward.\n')
     print_table(rows_of(cases))
     if args.json:
-        result = dict(cases=cases, dtype=args.dtype, data_format=args.data_format, fmap_base=args.fmap_base,
-                      jit_compile=args.jit_compile, repeats=args.repeats, tensorflow=tf.__version__,
-                      python=platform.python_version(), date=date, devices=devices)
         write_json(result, args.json)
 
 

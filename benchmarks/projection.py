@@ -4,14 +4,13 @@ A step is held against one forward and backward pass of the synthesis network in
 do without: what is above is the projector's own.
 """
 
-import platform
 import statistics
-import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import make_networks, measure, num_cpus, print_table, write_json
+from benchmarks.common import machine, measure, print_heading, print_table, write_json
+from benchmarks.networks import make_networks
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
 
@@ -55,9 +54,7 @@ def benchmark(resolution: int, fmap_base: int, fmap_max: int, batch: int, repeat
 
     seconds = measure({'projector step': step, 'forward + backward': forward_backward}, repeats)
     return dict(resolution=resolution, fmap_base=fmap_base, fmap_max=fmap_max, batch=batch, repeats=repeats,
-                tensorflow=tf.__version__, python=platform.python_version(), date=time.strftime('%Y-%m-%d'),
-                cpus=num_cpus(), seconds=seconds,
-                devices=[device.name for device in tf.config.list_logical_devices()])
+                seconds=seconds, **machine())
 
 
 def run(args: Any) -> None:
@@ -69,9 +66,8 @@ def run(args: Any) -> None:
     for name, times in result['seconds'].items():
         median = medians[name]
         rows.append([name, f'{median:.4f}', f'{min(times):.4f}', f'{max(times):.4f}', f'{1 / median:.2f}'])
-    print('StyleGAN2 {resolution}x{resolution}, fmap_base {fmap_base}, batch {batch}, median of {repeats}\n'
-          'TensorFlow {tensorflow}, Python {python}, {cpus} CPUs, {date}: '.format(**result)
-          + ', '.join(result['devices']) + '\n')
+    print_heading('StyleGAN2 {resolution}x{resolution}, fmap_base {fmap_base}, batch {batch}, '
+                  'median of {repeats}', result)
     print_table(rows)
     share = medians['forward + backward'] / medians['projector step']
     print(f'A step spends {100 * share:.0f}% of its time as the pass alone would.')

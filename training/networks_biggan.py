@@ -105,6 +105,17 @@ class BigGANNetwork(NetworkLayer, BigGANLayer):
             self.attention[resolution] = self.add_layer(
                 Attention(f'Attention_{resolution}x{resolution}', fmaps, options, chunk))
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 1 for an unconditional network."""
+        return max(self.label_size, 1)
+
+    def add_output(self, in_fmaps: int, out_fmaps: int, options: Options, bn_epsilon: float | None) -> None:
+        """Creates the end of a generator: batch normalization, ReLU and a convolution to images."""
+        output = self.add_layer(BigGANLayer('Output', options.dtype))
+        self.final_bn = output.add_layer(BatchNorm('BN', in_fmaps, options, bn_epsilon))
+        self.final_conv = output.add_layer(Conv2D('Conv', in_fmaps, out_fmaps, 3, options))
+
     def check_attention(self, wanted: set[int]) -> None:
         """Raises UserError where attention was asked for at a resolution that no block has."""
         missing = sorted(wanted - set(self.attention))
@@ -241,17 +252,10 @@ class G_biggan(BigGANNetwork):
                 f'Block{index}', in_fmaps, out, condition_size, not shared_dim, options)))
             self.add_attention(8 << index, out, wanted, options, attention_chunk)
         self.check_attention(wanted)
-        self.output_layer = self.add_layer(BigGANLayer('Output', dtype))
-        self.final_bn = self.output_layer.add_layer(BatchNorm('BN', fmaps[-1], options, final_bn_epsilon))
-        self.final_conv = self.output_layer.add_layer(Conv2D('Conv', fmaps[-1], num_channels, 3, options))
+        self.add_output(fmaps[-1], num_channels, options, final_bn_epsilon)
         self.set_scopes('')
         self.set_interface({'latents_in': [None, latent_size], 'labels_in': [None, label_size]},
                            {'images_out': [None, num_channels, resolution, resolution]})
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, 1 for an unconditional network."""
-        return max(self.label_size, 1)
 
     def _sizes(self, latent_size: int, num_parts: int) -> tuple[int, int, int]:
         """Sizes of the part of z for the first layer, of z, and of the condition of the blocks."""
@@ -351,7 +355,7 @@ class D_biggan(BigGANNetwork):
             in_fmaps = out
         self.check_attention(wanted)
         self.linear = self.add_layer(Dense('Linear', in_fmaps, 1, options))
-        self.embedding = self.add_layer(Embedding('Embedding', max(label_size, 1), in_fmaps, options))
+        self.embedding = self.add_layer(Embedding('Embedding', self.num_classes, in_fmaps, options))
         self.set_scopes('')
         self.set_interface({'images_in': [None, num_channels, resolution, resolution],
                             'labels_in': [None, label_size]}, {'scores_out': [None, 1]})

@@ -27,7 +27,6 @@ from dnnlib.util import UserError
 from training.context import Context
 from training.layers import log2_resolution
 from training.layers_biggan import (
-    BatchNorm,
     BigGANLayer,
     ConditionalBatchNorm,
     Conv2D,
@@ -155,7 +154,7 @@ class G_biggan_deep(BigGANNetwork):
                           bn_momentum=bn_momentum, bn_unbiased=bn_unbiased, bn_table=num_statistics,
                           dtype=dtype)
         self.embedding = self.add_layer(
-            Embedding('Embedding', max(label_size, 1), shared_dim, options, normalize=False))
+            Embedding('Embedding', self.num_classes, shared_dim, options, normalize=False))
         self.linear = self.add_layer(Dense('Linear', latent_size + shared_dim, 16 * fmaps[0], options))
         self.blocks: list[DeepGeneratorBlock] = []
         wanted = resolutions(attention, row.attention if row else ())
@@ -166,10 +165,7 @@ class G_biggan_deep(BigGANNetwork):
                     last, options)))
             self.add_attention(8 << stage, out, wanted, options, attention_chunk)
         self.check_attention(wanted)
-        self.output_layer = self.add_layer(BigGANLayer('Output', dtype))
-        self.final_bn = self.output_layer.add_layer(BatchNorm('BN', fmaps[-1], options, final_bn_epsilon))
-        self.final_conv = self.output_layer.add_layer(
-            Conv2D('Conv', fmaps[-1], output_fmaps or num_channels, 3, options))
+        self.add_output(fmaps[-1], output_fmaps or num_channels, options, final_bn_epsilon)
         self.set_scopes('')
         self.set_interface({'latents_in': [None, latent_size], 'labels_in': [None, label_size]},
                            {'images_out': [None, num_channels, resolution, resolution]})
@@ -253,7 +249,7 @@ class D_biggan_deep(BigGANNetwork):
             self.add_attention(resolution >> stage + 1, out, wanted, options, attention_chunk)
         self.check_attention(wanted)
         self.linear = self.add_layer(Dense('Linear', fmaps[-1], 1, options))
-        self.embedding = self.add_layer(Embedding('Embedding', max(label_size, 1), fmaps[-1], options))
+        self.embedding = self.add_layer(Embedding('Embedding', self.num_classes, fmaps[-1], options))
         self.set_scopes('')
         self.set_interface({'images_in': [None, num_channels, resolution, resolution],
                             'labels_in': [None, label_size]}, {'scores_out': [None, 1]})

@@ -102,7 +102,7 @@ def training_loop(
         initial_pkl = latest_snapshot(ctx.run_dir) or resume_pkl  # The other file may be gone by now.
     with distribution.scope():
         G, D, Gs = networks = _make_networks(training_set, G_args, D_args, initial_pkl)
-        name_classes(networks, training_set)
+        name_classes((G, Gs), training_set)
         label_classes = getattr(training_set, 'label_classes', None)
         trainer = Trainer(distribution, G.layer, D.layer, Gs.layer,
                           *_loss_of(G_loss_args), *_loss_of(D_loss_args),
