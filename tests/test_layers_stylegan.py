@@ -253,6 +253,23 @@ class ConvLayerTest(parameterized.TestCase, tf.test.TestCase):
         actual = layer.finish(tf.constant(x), tf.constant(w), tf.constant(noise))
         testutil.assert_close(self, actual, y, 0, 1e-7)     # 0.2 may have the digits of float32.
 
+    def test_style_of_constant_maps(self):
+        """As behind a new constant: instance norm divides by next to nothing, the style stays what it is."""
+        rng = np.random.RandomState(0)
+        style = rng.randn(3, 2, 5)
+        flat = normalize_and_style(tf.ones([3, 4, 4, 5]), style=tf.constant(style, tf.float32))
+        self.assertAllClose(flat, np.broadcast_to(style[:, 1, None, None], [3, 4, 4, 5]), rtol=0, atol=1e-6)
+
+    def test_instance_norm_in_half_precision(self):
+        rng = np.random.RandomState(0)
+        x, style = rng.randn(3, 8, 8, 5), rng.randn(3, 2, 5)
+        x[0] = 1
+        expected = normalize_and_style(tf.constant(x), style=tf.constant(style))
+        for dtype, tolerance in (('float16', 2e-3), ('bfloat16', 2e-2)):
+            actual = normalize_and_style(tf.constant(x, dtype), style=tf.constant(style, dtype))
+            self.assertEqual(actual.dtype, dtype)
+            testutil.assert_close(self, tf.cast(actual, tf.float64), expected, 0, tolerance)
+
     def test_derivatives_of_both_orders(self):
         rng = np.random.RandomState(0)
         w, noise = rng.randn(2, 6), rng.randn(2, 8, 8, 1)

@@ -161,10 +161,13 @@ class StageSizeTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.parameters(*D_CASES, *G_CASES)
     def test_losses(self, generation, func):
-        for lod in LODS:
+        # Of a further loss of the same networks only what may depend on the loss.
+        is_first = func in (GENERATIONS[generation][2][0], *dict(G_CASES).values())
+        for lod in LODS if is_first else LODS[2:4]:
             with self.subTest(lod=lod):
                 full = self._results(generation, func, lod, 'linear')
-                self._assert_same(self._results(generation, func, lod, 'recursive'), full)
+                if is_first:
+                    self._assert_same(self._results(generation, func, lod, 'recursive'), full)
                 small = self._results(generation, func, lod, 'auto', stage_of(lod))
                 self._assert_same(small, full)
                 self.assertEqual(small[3].keys(), full[3].keys())

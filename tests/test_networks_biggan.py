@@ -5,6 +5,7 @@ import math
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from dnnlib import tflib
@@ -14,6 +15,7 @@ from tests.biggan_testutil import CollectingContext, below, convert, one_hot
 from training import networks_biggan
 from training.context import Context, StepContext
 from training.layers import planned_variables
+from training.layers_biggan import Pass
 from training.networks_biggan import Architecture, D_biggan, G_biggan
 
 FILES = ('r32_flat', 'r32_hier', 'r32_unshared', 'r64_hier_attn', 'r128_hier_attn')
@@ -109,33 +111,55 @@ class GoldenTest(tf.test.TestCase):
                 self.close(testutil.nchw(images), arrays['train/G_images'], 5e-5)
                 self.buffers('G', ctx, G, arrays, 'train/G_after')
 
+    def test_sigmas(self):
+        """What the weights are divided by in the first pass."""
+        for name in FILES:
+            arrays = load(name)
+            for role, network, prefix in zip('GD', networks_of(name), ('train/G_after', 'dstep/D_after'),
+                                             strict=True):
+                layers = network.normalized_layers()
+                for key, sigma in below(arrays, prefix).items():
+                    if key.endswith('.sv0'):
+                        weight = f'{key.removesuffix("sv0")}weight'
+                        values = {weight: arrays[f'{role}/{weight}']}
+                        scope, _, _ = next(iter(convert(role, values, arrays['config']))).rpartition('/')
+                        found = layers.pop(scope).sigma(Pass(CollectingContext(), is_training=True))
+                        self.close(found, sigma.reshape([]), 0, 1e-5, f'{name} {key}')
+                self.assertEmpty(layers)
+
+    @pytest.mark.slow
+    def test_discriminator_step_at_128(self):
+        self.check_discriminator_step('r128_hier_attn')
+        self.check_r1('r128_hier_attn')
+
     def test_discriminator_step(self):
-        for name in ('r32_hier', 'r32_unshared', 'r64_hier_attn'):
+        for name in ('r32_flat', 'r32_hier', 'r32_unshared', 'r64_hier_attn'):
             with self.subTest(name):
-                arrays, given = load(name), biggan_testutil.inputs(load(name), 'float64')
-                D, ctx = networks_of(name, 'float64')[1], CollectingContext()
-                fakes = tf.constant(testutil.nhwc(arrays['train/G_images']), tf.float64)
-                outputs = []
+                self.check_discriminator_step(name)
 
-                def loss(D=D, ctx=ctx, fakes=fakes, given=given, outputs=outputs):
-                    scores = D(tf.concat([fakes, given['x']], 0),
-                               tf.concat([given['y'], given['y_real']], 0), ctx=ctx, is_training=True)
-                    fake, real = tf.split(scores, 2)
-                    parts = hinge(real, fake)
-                    outputs[:] = fake, real, *parts
-                    return tf.add_n(parts)
+    def check_discriminator_step(self, name):
+        arrays, given = load(name), biggan_testutil.inputs(load(name), 'float64')
+        D, ctx = networks_of(name, 'float64')[1], CollectingContext()
+        fakes = tf.constant(testutil.nhwc(arrays['train/G_images']), tf.float64)
+        outputs = []
 
-                _, found = gradients_of(loss, D)
-                self.scores(outputs[0], arrays['dstep/D_fake'])
-                self.scores(outputs[1], arrays['dstep/D_real'])
-                self.assertAllClose(outputs[2:], [arrays['dstep/loss_real'], arrays['dstep/loss_fake']],
-                                    rtol=1e-4)
-                self.check_gradients('D', found, arrays, 'dstep')
-                self.buffers('D', ctx, D, arrays, 'dstep/D_after')
-                ctx = CollectingContext()
-                self.scores(D(fakes, given['y'], ctx=ctx, is_training=True), arrays['dsplit/D_fake'])
-                self.scores(D(given['x'], given['y_real'], ctx=ctx, is_training=True),
-                            arrays['dsplit/D_real'])
+        def loss():
+            scores = D(tf.concat([fakes, given['x']], 0), tf.concat([given['y'], given['y_real']], 0),
+                       ctx=ctx, is_training=True)
+            fake, real = tf.split(scores, 2)
+            parts = hinge(real, fake)
+            outputs[:] = fake, real, *parts
+            return tf.add_n(parts)
+
+        _, found = gradients_of(loss, D)
+        self.scores(outputs[0], arrays['dstep/D_fake'])
+        self.scores(outputs[1], arrays['dstep/D_real'])
+        self.assertAllClose(outputs[2:], [arrays['dstep/loss_real'], arrays['dstep/loss_fake']], rtol=1e-4)
+        self.check_gradients('D', found, arrays, 'dstep')
+        self.buffers('D', ctx, D, arrays, 'dstep/D_after')
+        ctx = CollectingContext()
+        self.scores(D(fakes, given['y'], ctx=ctx, is_training=True), arrays['dsplit/D_fake'])
+        self.scores(D(given['x'], given['y_real'], ctx=ctx, is_training=True), arrays['dsplit/D_real'])
 
     def test_generator_step(self):
         for name in FILES:
@@ -158,23 +182,26 @@ class GoldenTest(tf.test.TestCase):
 
     def test_r1(self):
         """The penalty is made of first derivatives, its gradient of second ones."""
-        for name in ('r32_hier', 'r64_hier_attn'):
+        for name in ('r32_flat', 'r32_hier', 'r32_unshared', 'r64_hier_attn'):
             with self.subTest(name):
-                arrays, given = load(name), biggan_testutil.inputs(load(name), 'float64')
-                D, norms = networks_of(name, 'float64')[1], []
+                self.check_r1(name)
 
-                def loss(D=D, given=given, norms=norms):
-                    with tf.GradientTape() as tape:
-                        tape.watch(given['x'])
-                        scores = D(given['x'], given['y_real'], ctx=CollectingContext(), is_training=True)
-                    gradient = tape.gradient(scores, given['x'])
-                    norms[:] = [tf.reduce_sum(tf.square(gradient), axis=[1, 2, 3])]
-                    return 5 * tf.reduce_mean(norms[0])
+    def check_r1(self, name):
+        arrays, given = load(name), biggan_testutil.inputs(load(name), 'float64')
+        D, norms = networks_of(name, 'float64')[1], []
 
-                value, found = gradients_of(loss, D)
-                self.assertAllClose(norms[0], arrays['r1/sq_norm'], rtol=1e-4)
-                self.assertAllClose(value, arrays['r1/penalty'], rtol=1e-4)
-                self.check_gradients('D', found, arrays, 'r1')
+        def loss():
+            with tf.GradientTape() as tape:
+                tape.watch(given['x'])
+                scores = D(given['x'], given['y_real'], ctx=CollectingContext(), is_training=True)
+            gradient = tape.gradient(scores, given['x'])
+            norms[:] = [tf.reduce_sum(tf.square(gradient), axis=[1, 2, 3])]
+            return 5 * tf.reduce_mean(norms[0])
+
+        value, found = gradients_of(loss, D)
+        self.assertAllClose(norms[0], arrays['r1/sq_norm'], rtol=1e-4)
+        self.assertAllClose(value, arrays['r1/penalty'], rtol=1e-4)
+        self.check_gradients('D', found, arrays, 'r1')
 
     def test_standing_statistics(self):
         arrays = load('standing_r32_hier')

@@ -6,6 +6,7 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from tests import biggan_testutil as biggan
 from tests import test_training_biggan as trainers
+from tests import testutil
 from training import spectral
 from training.context import StepContext
 from training.networks_biggan import D_biggan, G_biggan
@@ -76,6 +77,7 @@ class PowerIterationTest(tf.test.TestCase):
                                             atol=tolerance * np.abs(w).max() * 10,
                                             msg=f'{case} {name} {steps}')
                 self.assertAllClose(sigma, a[f'{case}/sv_after100'], rtol=1e-5)
+                self.assertAllClose(sigma[0], a[f'{case}/svd_top3'][0], rtol=1e-5)
 
     @biggan.needs_golden
     def test_clamp_golden(self):
@@ -229,8 +231,7 @@ class RemedyTest(tf.test.TestCase):
 
     def test_in_an_update_of_a_trainer(self):
         """What two hooks do to the gradient and the weights of G: the formulas, by NumPy, in float64."""
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         hooks = [dict(func_name='training.spectral.SigmaPenalty', strength=0.5, sigma=0.5),
                  dict(func_name='training.spectral.SigmaClamp', ratio=0.9)]
         images, labels = trainers.make_images(4)

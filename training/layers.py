@@ -344,6 +344,12 @@ def batch_size(x: tf.Tensor) -> int | tf.Tensor:
     return x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
 
 
+def full_precision(x: tf.Tensor | keras.Variable) -> tf.Tensor:
+    """The tensor or variable as a tensor of at least float32."""
+    x = tf.convert_to_tensor(x)
+    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+
+
 def normalize_2nd_moment(x: tf.Tensor, eps: float = 1e-8) -> tf.Tensor:
     """x / sqrt(mean of squares over the last axis): the latent normalization of the mapping network."""
     return x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + tf.constant(eps, x.dtype))
@@ -368,10 +374,11 @@ def minibatch_stddev_layer(x: tf.Tensor, group_size: int = 4, num_new_features: 
     if channels % num_new_features != 0:
         raise UserError(f'mbstd_num_features must divide the number of channels {channels}. '
                         f'Received: {num_new_features}')
-    y = tf.reshape(x, [group_size, -1, height, width, num_new_features, channels // num_new_features])
+    shape = [group_size, -1, height, width, num_new_features, channels // num_new_features]
+    y = tf.reshape(full_precision(x), shape)
     y -= tf.reduce_mean(y, axis=0, keepdims=True)
-    y = tf.sqrt(tf.reduce_mean(tf.square(y), axis=0) + tf.constant(1e-8, x.dtype))  # [M, H, W, F, C/F]
-    y = tf.reduce_mean(y, axis=[1, 2, 4])[:, tf.newaxis, tf.newaxis]             # [M, 1, 1, F]
+    y = tf.sqrt(tf.reduce_mean(tf.square(y), axis=0) + tf.constant(1e-8, y.dtype))  # [M, H, W, F, C/F]
+    y = tf.cast(tf.reduce_mean(y, axis=[1, 2, 4])[:, tf.newaxis, tf.newaxis], x.dtype)  # [M, 1, 1, F]
     return tf.concat([x, tf.tile(y, [group_size, height, width, 1])], axis=3)
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from custom_ops import conv_downsample_2d, fused_bias_act, upsample_conv_2d
 from dnnlib.util import UserError
 from training.context import Context
-from training.layers import Layer, normal_initializer
+from training.layers import Layer, full_precision, normal_initializer
 
 INITS = ('orthogonal', 'normal', 'xavier')
 STATISTICS = ('running', 'batch')
@@ -127,12 +127,6 @@ class BigGANLayer(Layer):
             found[name] = child
             found.update({f'{name}/{key}': layer for key, layer in child.inner_layers().items()})
         return found
-
-
-def full_precision(x: Any) -> tf.Tensor:
-    """The tensor or variable as a tensor of at least float32."""
-    x = tf.convert_to_tensor(x)
-    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
 
 
 def add_residual(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

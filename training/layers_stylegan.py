@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from custom_ops import conv_downsample_2d, fused_bias_act, upfirdn_2d, upsample_conv_2d
 from dnnlib.util import UserError
-from training.layers import Layer, add_weight, batch_size, check_conv
+from training.layers import Layer, add_weight, batch_size, check_conv, full_precision
 
 ACTIVATION_GAINS = {'linear': 1.0, 'relu': float(np.sqrt(2)), 'lrelu': float(np.sqrt(2))}
 
@@ -211,19 +211,23 @@ def pixel_norm(x: tf.Tensor, epsilon: float = 1e-8) -> tf.Tensor:
 
 def normalize_and_style(x: tf.Tensor, use_instance_norm: bool = True, style: tf.Tensor | None = None,
                         epsilon: float = 1e-8) -> tf.Tensor:
-    """Instance norm, then x·(style[:, 0] + 1) + style[:, 1] (AdaIN; StyleGAN, equation 1), in one pass.
+    """Instance norm, then x·(style[:, 0] + 1) + style[:, 1] (AdaIN; StyleGAN, equation 1).
 
     Args: x [N, H, W, C]; style [N, 2, C] or None.
     """
-    if style is None and not use_instance_norm:
-        return x
-    scale, shift = (None, None) if style is None else (style[:, 0] + 1, style[:, 1])
+    dtype, scale, shift = x.dtype, None, None
     if use_instance_norm:
+        # The mean is taken off first: in one step, x·scale + shift, it would swallow the style of a constant
+        # map, which the first one of a new network is.
         # tf.nn.moments will not do: it takes the mean for a constant, which is wrong in second derivatives.
-        mean = tf.reduce_mean(x, axis=[1, 2], keepdims=True)
-        variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axis=[1, 2])
-        factor = tf.math.rsqrt(variance + tf.constant(epsilon, x.dtype))
-        scale = factor if scale is None else scale * factor
-        offset = -mean[:, 0, 0] * scale
-        shift = offset if shift is None else shift + offset
-    return x * scale[:, tf.newaxis, tf.newaxis] + shift[:, tf.newaxis, tf.newaxis]
+        x = full_precision(x)
+        x -= tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=[1, 2]) + tf.constant(epsilon, x.dtype))
+    if style is not None:
+        gain, shift = tf.unstack(tf.cast(style, x.dtype), axis=1)
+        scale = gain + 1 if scale is None else scale * (gain + 1)
+    if scale is not None:
+        x *= scale[:, tf.newaxis, tf.newaxis]
+    if shift is not None:
+        x += shift[:, tf.newaxis, tf.newaxis]
+    return tf.cast(x, dtype)

@@ -302,8 +302,9 @@ class Discriminator(NetworkLayer):
 
     def _add_final(self, nf: Callable[[int], int], nonlinearity: str, has_rgb: bool) -> None:
         """Creates the layers at 4×4 and the output."""
-        plain = dict(act=nonlinearity, dtype=self.dtype)
-        self.final = self.add_layer(Layer('4x4', self.dtype))
+        dtype = self.dtype_policy.name
+        plain = dict(act=nonlinearity, dtype=dtype)
+        self.final = self.add_layer(Layer('4x4', dtype))
         self.from_rgb = None
         if has_rgb:
             self.from_rgb = self.final.add_layer(Conv2DLayer('FromRGB', self.num_channels, nf(1), 1, **plain))
@@ -311,8 +312,7 @@ class Discriminator(NetworkLayer):
         self.conv = self.final.add_layer(Conv2DLayer('Conv', nf(1) + new_features, nf(1), 3, **plain))
         self.dense0 = self.final.add_layer(
             DenseLayer('Dense0', nf(1) * int(np.prod(self.base_shape)), nf(0), **plain))
-        self.output_layer = self.add_layer(
-            DenseLayer('Output', nf(0), max(self.label_size, 1), dtype=self.dtype))
+        self.output_layer = self.add_layer(DenseLayer('Output', nf(0), max(self.label_size, 1), dtype=dtype))
 
     def _run_final(self, x: tf.Tensor, labels_in: tf.Tensor | None, ctx: Context) -> tf.Tensor:
         """Features at 4×4 → scores."""
