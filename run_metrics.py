@@ -98,6 +98,8 @@ def check_combination(args: Any, networks: Sequence[str]) -> None:
     if not networks and not args.fakes and not own:
         raise UserError('--network is required, but was not given (or --networks, --snapshots, or --fakes '
                         'with a folder of images)')
+    if not networks and args.generator in ('G', 'class'):
+        raise UserError(f'--generator={args.generator} is for a network; leave it out with --fakes')
     if args.reals and (args.dataset or args.data_dir):
         raise UserError('--reals takes the place of --data-dir and --dataset; give one of them')
     if not args.reals and not args.fakes:

@@ -65,8 +65,12 @@ def candidates(training_set: 'Dataset', class_idx: int | None, count: int) -> np
 
     Errors: UserError where there are fewer than `count`.
     """
-    indices = np.arange(len(training_set)) if class_idx is None else np.flatnonzero(
-        training_set.labels[:, class_idx] > 0)
+    if class_idx is None:
+        indices = np.arange(len(training_set))
+    elif training_set.class_indices is not None:
+        indices = np.flatnonzero(training_set.class_indices == class_idx)
+    else:
+        indices = np.flatnonzero(training_set.labels[:, class_idx] > 0)
     if len(indices) < count:
         what = '' if class_idx is None else f' of class {class_idx}'
         raise UserError(f'data set {training_set.name} has {len(indices)} images{what}; expected at least '

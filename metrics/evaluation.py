@@ -104,6 +104,12 @@ class Evaluation:
     # What is measured.
 
     @property
+    def sources(self) -> dict[str, Any]:
+        """Sources of images by kind, 'reals' and 'fakes'; those that the network draws have none."""
+        found = {'reals': self._reals, 'fakes': self._fakes}
+        return {kind: source for kind, source in found.items() if source is not None}
+
+    @property
     def has_reals(self) -> bool:
         """Are there real images?"""
         return self._reals is not None
@@ -112,8 +118,14 @@ class Evaluation:
         """What it is compared with, for messages; '' without reals."""
         if self._reals is None:
             return ''
-        flipped = ', half of them flipped' if self.mirror else ''
-        return f' (reals: {self._reals.name}, {self._reals.num} images{flipped})'
+        facts = [self._reals.name, f'{self._reals.num} images']
+        if self.class_idx is not None and self._reals.label_size:
+            facts.append(f'of these class {self.class_idx}')
+        if self.mirror:
+            facts.append('half of them flipped')
+        if self._reals.resize != 'none':
+            facts.append(self._reals.resize)
+        return f' (reals: {", ".join(facts)})'
 
     @property
     def shape(self) -> list[int]:
@@ -487,8 +499,8 @@ def for_training(
         from training.dataset import load_dataset
         training_set = load_dataset(data_dir, **(dataset_args or {}))
     if strategy is None and num_gpus > 1:
-        from training.trainer import make_strategy
-        strategy = make_strategy(num_gpus)
+        from training.strategies import local_strategy
+        strategy = local_strategy(num_gpus)
     from .feature_cache import default_directory
     from .image_sources import DatasetSource, reduced
     return Evaluation(Gs, DatasetSource(training_set, reduced(training_set)), **{

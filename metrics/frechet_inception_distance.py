@@ -130,6 +130,16 @@ class ClassFID(MetricBase):
         if not ev.num_classes:
             raise UserError(f'{self.name}: there are no classes; expected a conditional network, or folders '
                             'with a subfolder for each class')
+        names = None
+        for source in ev.sources.values():
+            if source.label_size != ev.num_classes:
+                raise UserError(f'{self.name}: expected images of {ev.num_classes} classes; {source.name} '
+                                f'has {source.label_size or "none"}')
+            # Where names differ, the same number is another class.
+            names = names or source.class_names
+            if source.class_names not in (None, names):
+                raise UserError(f'{self.name}: expected the same classes of reals and fakes; {source.name} '
+                                'has others, name the subfolders alike')
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         self.check_images(ev)

@@ -71,6 +71,11 @@ class IS(MetricBase):
         self.num_images, self.num_splits = num_images, num_splits
         self.min_images = num_splits
 
+    def check_extractors(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        extractor = ev.extractor(self.extractor)
+        extractor.logits_of(np.zeros([1, extractor.num_features], np.float32))
+
     def _evaluate(self, ev: 'Evaluation') -> None:
         logits = ev.features(ev.fakes(self.num_images), self.extractor, 'logits')
         mean, std = inception_score(map(softmax, logits), len(logits), self.num_splits)

@@ -129,6 +129,18 @@ class LS(MetricBase):
         linear_svc()
         nets.find_classifiers(weights_dir, self.classifiers, self.attrib_indices)
 
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
+        if ev.Gs is not None and not self._loaded:
+            _, files = nets.find_classifiers(ev.weights_dir, self.classifiers, self.attrib_indices)
+            self._check_input(ev, nets.load_classifier(files[0]))
+
+    def _check_input(self, ev: 'Evaluation', classifier: nets.Classifier) -> None:
+        """Errors: UserError for a generator whose images the classifier does not take."""
+        nets.classifier_input(tf.zeros([0, *ev.shape]), classifier.network.input_shape[1:],
+                              os.path.basename(classifier.file.path))
+
     def _evaluate(self, ev: 'Evaluation') -> None:
         ev.require_network()
         linear_svc()
@@ -153,8 +165,7 @@ class LS(MetricBase):
 
     def _load(self, ev: 'Evaluation') -> list[nets.Classifier]:
         """The classifiers, read once."""
-        which = self.classifiers or getattr(ev, 'classifiers', None)
-        name, files = nets.find_classifiers(ev.weights_dir, which, self.attrib_indices)
+        name, files = nets.find_classifiers(ev.weights_dir, self.classifiers, self.attrib_indices)
         if name == nets.OFFICIAL_SET and self.attrib_indices is None and len(files) < nets.OFFICIAL_COUNT:
             print(f'Warning: metric {self.name} uses {len(files)} of the {nets.OFFICIAL_COUNT} classifiers '
                   f'{name}; its values do not compare with published ones', file=sys.stderr)
@@ -165,8 +176,7 @@ class LS(MetricBase):
                 self._loaded = {key: [nets.load_classifier(file) for file in files]}
         loaded = self._loaded[key]
         for classifier in loaded:       # Errors before anything is generated.
-            nets.classifier_input(tf.zeros([0, *ev.shape]), classifier.network.input_shape[1:],
-                                  os.path.basename(classifier.file.path))
+            self._check_input(ev, classifier)
         digest = hashlib.sha256(''.join(classifier.sha256 for classifier in loaded).encode()).hexdigest()
         self.details.update(classifiers=name, classifiers_sha256=digest, num_attributes=len(loaded))
         return loaded

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,6 @@ class MetricBase:
 
     needs_reals = True          # False: generated images alone.
     needs_network = False       # True: folders of images are not enough.
-    extractors: Sequence[str] = ()  # All feature networks, where there is more than `extractor`.
     min_images = 1              # Of each kind.
 
     def __init__(self, name: str, extractor: str | None = None, **kwargs: Any):
@@ -58,10 +58,14 @@ class MetricBase:
     def check(self, weights_dir: str | None = None) -> None:
         """Looks for what the metric needs, before hours of training. Errors: UserError: what is missing."""
         from . import weights
-        for name in self.extractors or [self.extractor]:
-            kind = WEIGHTS.get(name)
-            if kind is not None and weights.find(kind, weights_dir) is None:
-                weights.load(kind, (), weights_dir, f'metric {self.name}')  # Says what is missing.
+        kind = WEIGHTS.get(self.extractor)
+        if kind is not None and weights.find(kind, weights_dir) is None:
+            weights.load(kind, (), weights_dir, f'metric {self.name}')  # Says what is missing.
+
+    def check_extractors(self, ev: 'Evaluation') -> None:
+        """Reads the weights of feature networks, which takes seconds. Errors: UserError for unusable ones."""
+        if self.extractor:
+            ev.extractor(self.extractor)
 
     def check_images(self, ev: 'Evaluation') -> None:
         """Looks, before anything is computed, for what cannot be measured. Errors: UserError."""
@@ -90,7 +94,9 @@ class MetricBase:
         self.results_list, self.details = [], {}
         self._network_name = network_name
         start = time.monotonic()
-        with ev.measuring(self):
+        from .feature_rows import full_precision
+        # Images and features as the official programs have them, which are older than TensorFloat-32.
+        with full_precision(), ev.measuring(self):
             self._evaluate(ev)
         self._time = time.monotonic() - start
         self.facts = ev.facts(self)
@@ -175,6 +181,7 @@ class MetricGroup:
                                                   if key != 'func_name'})
             for args in metric_arg_list]
         self.stopped = False            # Was the last run asked to stop before it was done?
+        self.failed: list[str] = []     # Names of those that the last run could not measure.
         self._evaluation: Any = None    # Kept from snapshot to snapshot, with its traced functions.
 
     def check(self, weights_dir: str | None = None) -> None:
@@ -182,8 +189,13 @@ class MetricGroup:
         for metric in self.metrics:
             metric.check(weights_dir)
 
+    def check_images(self, evaluation: 'Evaluation') -> None:
+        """Says before anything is computed what cannot be measured of these images. Errors: UserError."""
+        for metric in self.metrics:
+            metric.check_images(evaluation)
+
     def run(self, network_pkl: str = '', run_dir: str | None = None, *, log_results: bool = True,
-            evaluation: Any = None, **settings: Any) -> None:
+            evaluation: Any = None, keep_going: bool = False, **settings: Any) -> None:
         """Evaluates every metric on a snapshot.
 
         The random numbers of NumPy and Python are as before when it returns.
@@ -193,31 +205,54 @@ class MetricGroup:
             run_dir: Directory of metric-NAME.txt and metric-NAME.jsonl. None = not written.
             log_results: Print and write the results?
             evaluation: What is measured. None = made of the settings.
+            keep_going: Only warn of a metric that fails, whatever the reason, and go on with the next one?
             **settings: Arguments of `evaluation.for_training`.
         """
         if not self.metrics:
             return
-        self.stopped = False
+        self.stopped, self.failed = False, []
         for metric in self.metrics:
             metric.results_list = []    # Nobody is to take those of the last network for this one's.
         with _kept_random_state():
             if evaluation is None:
                 from .evaluation import for_training
                 evaluation = self._evaluation = for_training(self._evaluation, network_pkl, **settings)
-            for metric in self.metrics:
-                metric.check_images(evaluation)
+            if not keep_going:
+                self.check_images(evaluation)
             try:
                 with evaluation.group(self.metrics, run_dir):
                     for metric in self.metrics:
-                        metric.run(evaluation, network_pkl)
-                        if log_results:
-                            print(metric.get_result_str(), flush=True)
-                            if run_dir is not None:
-                                metric.write(run_dir)
+                        try:
+                            self._run(metric, evaluation, network_pkl, log_results, run_dir)
+                        except Stopped:
+                            raise
+                        except Exception as error:
+                            if not keep_going:
+                                raise
+                            self._note_failure(metric, error, network_pkl)
             except Stopped:
                 self.stopped = True
                 print(f'Asked to stop: {metric.name} is not measured of {network_pkl}; run_metrics.py can '
                       'do it later', flush=True)
+
+    def _run(self, metric: MetricBase, evaluation: 'Evaluation', network_pkl: str, log_results: bool,
+             run_dir: str | None) -> None:
+        metric.check_images(evaluation)
+        metric.run(evaluation, network_pkl)
+        if log_results:
+            print(metric.get_result_str(), flush=True)
+            if run_dir is not None:
+                metric.write(run_dir)
+
+    def _note_failure(self, metric: MetricBase, error: Exception, network_pkl: str) -> None:
+        """Warns of a metric that has failed, with the traceback where the error does not speak for itself."""
+        metric.results_list = []
+        self.failed.append(metric.name)
+        if not isinstance(error, UserError):
+            print(traceback.format_exc(), end='')
+        line = (str(error).splitlines() or [''])[0]
+        print(f'Warning: {metric.name} of {network_pkl} cannot be measured ({type(error).__name__}: {line}). '
+              'Going on without it; run_metrics.py can do it later', flush=True)
 
     def results(self) -> dict[str, float]:
         """{name + suffix: value} of all metrics."""

@@ -114,7 +114,7 @@ class MSSSIM(MetricBase):
         num = ev.count(self.num_images)
         labels = classes = None
         if ev.label_size:
-            table = np.unique(ev.label_table, axis=0)[::-1]     # One-hot labels in the order of the classes.
+            table = ev.distinct_labels
             classes = pair_classes((num + 1) // 2, len(table), ev.rng('msssim'))
             labels = np.repeat(table[classes], 2, axis=0)[:num]
         values = similarities(ev.fakes(num, labels))

@@ -186,7 +186,14 @@ class PPL(MetricBase):
         self.num_samples, self.epsilon, self.space, self.sampling = num_samples, epsilon, space, sampling
         self.crop, self.distribution = crop, distribution
 
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
+        if ev.Gs is not None:
+            _check(self, ev.Gs)
+
     def _evaluate(self, ev: 'Evaluation') -> None:
+        self.check_images(ev)
         paths = _Paths(self, ev)
         with full_precision():      # Distances near 1e-8 are multiplied by 1e8.
             lengths = paths.lengths()
@@ -258,7 +265,6 @@ class _Paths:
         self.metric, self.ev = metric, ev
         self.num = ev.count(metric.num_samples)
         sampler = ev.sampler
-        _check(metric, sampler.network)
         self.network, self.run_kwargs = _in_float32(sampler.network), sampler.run_kwargs
         # Read here: within a graph a network cannot know it.
         self.sampler, self.stage = sampler, self.network.layer.stage()
@@ -306,7 +312,10 @@ class _Paths:
         """The lengths of all pairs, float64 [num]."""
         def function(*inputs):
             images = perceptual_input(self._images(*inputs), self.metric.crop, self.ev.generation)
-            return self.extractor.distance(images[0::2], images[1::2])
+            distances = self.extractor.distance(images[0::2], images[1::2])
+            # The activations of a feature network may turn what is no number into one.
+            finite = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
+            return tf.where(finite[0::2] & finite[1::2], distances, np.inf)
         minibatches = (self.inputs(i) for i in range(-(-self.num // self.size)))
         values = list(self.ev.map(function, minibatches, self.num, 'path lengths', key=self._key('lengths'),
                                   unit='pairs'))

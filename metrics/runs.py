@@ -175,8 +175,8 @@ def load_network(settings: Settings, path: str | None) -> Any:
 def check(networks: Sequence[str], metric_arg_list: Sequence[dict[str, Any]], settings: Settings) -> None:
     """Looks for mistakes before there is a run directory. Errors: UserError, OSError."""
     import pretrained_networks
-    from training.trainer import make_strategy
-    make_strategy(settings.num_gpus)
+    from training.strategies import local_strategy
+    local_strategy(settings.num_gpus)
     group = MetricGroup(metric_arg_list)
     for metric in group.metrics:
         if metric.needs_network and (not networks or settings.own_generator):
@@ -208,8 +208,10 @@ def check(networks: Sequence[str], metric_arg_list: Sequence[dict[str, Any]], se
     if network is not None and settings.own_generator is None:
         Evaluation(network, truncation=settings.truncation, truncation_mode=settings.truncation_mode,
                    statistics=settings.statistics).check_sampling()
+    evaluation = Evaluation(network, reals, fakes, weights_dir=settings.weights_dir)
+    group.check_images(evaluation)
     for metric in group.metrics:
-        metric.check_images(Evaluation(network, reals, fakes))
+        metric.check_extractors(evaluation)
 
 
 def run(submit_config: dnnlib.SubmitConfig, networks: Sequence[str],
@@ -225,8 +227,8 @@ def run(submit_config: dnnlib.SubmitConfig, networks: Sequence[str],
     """
     del submit_config
     options = Settings(**settings)
-    from training.trainer import make_strategy
-    strategy = make_strategy(options.num_gpus)
+    from training.strategies import local_strategy
+    strategy = local_strategy(options.num_gpus)
     group = MetricGroup(metric_arg_list)
     run_dir = dnnlib.make_run_dir_path()
     table: dict[str, dict[str, float]] = {}
@@ -252,6 +254,8 @@ def _evaluations(path: str | None, settings: Settings, strategy: Any, reals: dic
     from generation.classes import class_names
     with strategy.scope():
         network = load_network(settings, path)
+    if network is not None:
+        _warn_if_diverged(network, path)
     source, mirror = None, False
     if any(metric.needs_reals for metric in group.metrics) or _draws_labels(settings, network, path):
         source = _shared_reals(settings, network, path, reals, group)
@@ -280,6 +284,14 @@ def _evaluations(path: str | None, settings: Settings, strategy: Any, reals: dic
             mirror=mirror, strategy=strategy, weights_dir=settings.weights_dir, cache_dir=cache_dir,
             truncation=settings.truncation, truncation_mode=settings.truncation_mode,
             statistics=settings.statistics, class_idx=class_idx, class_names=names)
+
+
+def _warn_if_diverged(network: Any, path: str) -> None:
+    """Of a network whose images are no numbers some metrics have a value all the same."""
+    bad = [name for name, variable in network.vars.items() if not np.all(np.isfinite(variable.numpy()))]
+    if bad:
+        print(f'Warning: {path} has values that are not finite, such as {bad[0]}: the training has diverged, '
+              'and the results say nothing', file=sys.stderr)
 
 
 def _draws_labels(settings: Settings, network: Any, path: str | None) -> bool:

@@ -2,6 +2,7 @@
 (ProGAN, section 5).
 """
 
+import sys
 import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -168,17 +169,26 @@ class SWD(MetricBase):
         self.num_images, self.nhoods_per_image = num_images, nhoods_per_image
         self.dir_repeats, self.dirs_per_repeat = dir_repeats, dirs_per_repeat
 
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
+        sizes = [tuple(shape[1:]) for shape in (ev.shape, *(source.shape for source in ev.sources.values()))]
+        for height, width in sizes:
+            if (height, width) != sizes[0]:
+                raise UserError(f'{self.name}: expected reals and fakes of one size; there are images of '
+                                f'{sizes[0][1]}×{sizes[0][0]} and of {width}×{height} pixels. Folders are '
+                                'brought to one by --resolution')
+        level_sizes(*sizes[0])
+
     def _evaluate(self, ev: 'Evaluation') -> None:
+        self.check_images(ev)
         streams = {'reals': ev.reals(self.num_images), 'fakes': ev.fakes(self.num_images)}
         count = min(len(stream) for stream in streams.values())     # Sorted numbers pair off.
-        if not count:
-            raise UserError(f'{self.name}: there are no images to compare; expected reals and fakes')
+        if len(streams['reals']) == count < len(streams['fakes']):
+            print(f'Warning: {self.name}: there are {count} reals, so that as many fakes are compared; '
+                  'compare it only with others of the same count', file=sys.stderr)
         reals, fakes = (self._descriptors(stream, count, ev.rng(f'swd/{kind}'))
                         for kind, stream in streams.items())
-        if reals.sizes != fakes.sizes:
-            (height, width), (fake_height, fake_width) = reals.sizes[0], fakes.sizes[0]
-            raise UserError(f'{self.name}: expected images of one size; the reals have {width}×{height} '
-                            f'pixels, the fakes {fake_width}×{fake_height}')
         rnd, distances = ev.rng('swd/directions'), []
         with ev.progress('distances', len(reals.sizes), 'levels') as progress:
             for level, (height, _) in enumerate(reals.sizes):

@@ -69,6 +69,7 @@ class MixingFID(MetricBase):
     """
 
     needs_network = True
+    min_images = 2
 
     def __init__(self, name: str, num_images: int = 50000, num_latents: Sequence[int] = (1, 2, 3, 4),
                  extractor: str = 'inception', **kwargs: Any):
@@ -76,6 +77,12 @@ class MixingFID(MetricBase):
         if not num_latents or not all(1 <= k <= MAX_LATENTS for k in num_latents):
             raise UserError(f'{name}: expected 1 to {MAX_LATENTS} latents, received {list(num_latents)}')
         self.num_images, self.num_latents = num_images, list(num_latents)
+
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
+        if ev.Gs is not None:
+            self._check(ev.Gs)
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         self._check(ev.require_network())

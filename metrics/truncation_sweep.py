@@ -73,8 +73,8 @@ class TruncationSweep(MetricBase):
         extractor: Key of feature_nets.EXTRACTORS, for distance and score.
         pr_extractor: The same for precision and recall. None = 'vgg16' beside 'inception', where its weights
             are, else `extractor`; '' = neither.
-        truncations: Values, of which None is no truncation. None = PSI for style-based generators, BOUNDS
-            for BigGAN, SCALES for one imported from TensorFlow Hub.
+        truncations: Values, of which None is no truncation. None = PSI for style-based generators; for BigGAN
+            BOUNDS or, in the modes scale and std, SCALES.
         nhood_size: Of precision and recall.
         num_splits: Of the score.
     """
@@ -87,6 +87,25 @@ class TruncationSweep(MetricBase):
         super().__init__(name, extractor, **kwargs)
         self.num_images, self.pr_extractor, self.truncations = num_images, pr_extractor, truncations
         self.nhood_size, self.num_splits = nhood_size, num_splits
+        self.min_images = 2 if pr_extractor == '' else nhood_size + 1
+
+    def check_images(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        super().check_images(ev)
+        if ev.Gs is not None:
+            self._values(ev)
+
+    def check_extractors(self, ev: 'Evaluation') -> None:
+        """See MetricBase."""
+        for name in filter(None, (self.extractor, self.find_pr(ev))):
+            ev.extractor(name)
+
+    def find_pr(self, ev: 'Evaluation') -> str:
+        """The feature network of precision and recall; '' where there is none."""
+        if self.pr_extractor is not None or self.extractor != 'inception':
+            return self.extractor if self.pr_extractor is None else self.pr_extractor
+        from . import weights
+        return 'vgg16' if weights.find('vgg16', ev.weights_dir) is not None else ''
 
     def _evaluate(self, ev: 'Evaluation') -> None:
         values = self._values(ev)
@@ -115,19 +134,18 @@ class TruncationSweep(MetricBase):
 
     def _values(self, ev: 'Evaluation') -> list[float | None]:
         """The truncations, from none to the strongest. Errors: UserError where there is none."""
-        from generation import samplers, standing_statistics
+        from generation import samplers
         Gs = ev.require_network()
         biggan = samplers.is_biggan(Gs)
         if not biggan and 'dlatent_avg' not in Gs.vars:
             raise UserError(f'{self.name}: network {Gs.name} ({type(Gs.layer).__name__}) has no truncation; '
                             'expected a style-based generator or BigGAN')
         values = self.truncations
+        mode = biggan and (ev.sampling.get('truncation_mode') or samplers.default_mode(Gs))
         if values is None:
-            values = PSI if not biggan else BOUNDS
-            if biggan and standing_statistics.has_table(Gs):
-                values = SCALES
+            # Of a scale nothing is above 1; a bound of 1 is far from none.
+            values = PSI if not biggan else BOUNDS if mode == 'resample' else SCALES
         if biggan:
-            mode = ev.sampling.get('truncation_mode')
             samplers.check_options(Gs, dict(truncation=min(filter(None, values), default=None),
                                             truncation_mode=mode))
         if not values:
@@ -210,7 +228,10 @@ class _Reals:
         if self._has_classes(metric, extractor) and min(len(stream), num_fakes) >= metric.num_splits:
             logits = ev.features(stream, metric.extractor, 'logits')
             self.score = inception_score(map(softmax, logits), len(logits), metric.num_splits)[0]
-        self.pr_extractor = self._find_pr(metric, ev)
+        self.pr_extractor = metric.find_pr(ev)
+        if not self.pr_extractor and metric.pr_extractor is None:
+            print(f'Warning: {metric.name}: without precision and recall, as there are no weights of VGG16',
+                  file=sys.stderr)
         if self.pr_extractor:
             self.features = ev.features(stream, self.pr_extractor).all()
             self.radii = squared_radii(self.features, metric.nhood_size)
@@ -222,13 +243,3 @@ class _Reals:
             print(f'Warning: {metric.name}: without Inception score: {error}', file=sys.stderr)
             return False
         return True
-
-    def _find_pr(self, metric: TruncationSweep, ev: 'Evaluation') -> str:
-        from . import weights
-        if metric.pr_extractor is not None or metric.extractor != 'inception':
-            return metric.extractor if metric.pr_extractor is None else metric.pr_extractor
-        if weights.find('vgg16', ev.weights_dir) is None:
-            print(f'Warning: {metric.name}: without precision and recall, as there are no weights of VGG16',
-                  file=sys.stderr)
-            return ''
-        return 'vgg16'

@@ -24,7 +24,6 @@ MAX_GRAPH_BYTES = 1 << 30
 MAX_FILLED = 1 << 16        # Numbers of a constant that a graph may store as a single one.
 
 
-
 class Source(NamedTuple):
     """Where the weights of a network come from."""
 

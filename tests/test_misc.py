@@ -184,8 +184,12 @@ class SnapshotGridTest(tf.test.TestCase):
             self.assertLen(np.unique(images[:, 0, 0, 0]), 40)
 
     def test_sheet_by_class(self):
-        """Every row shows images of its class beside its name; of very many classes every n-th is there."""
-        for count, names in ((3, ['a', 'b', 'c']), (70, None), (300, None)):
+        """Every row shows images of its class beside its name; of very many classes every n-th is there.
+
+        The column of the names is as wide as the widest of them.
+        """
+        margins = []
+        for count, names in ((3, ['a', 'b', 'WW' * 20]), (3, ['a', 'b', 'c']), (70, None), (300, None)):
             training_set = FakeTrainingSet(600, count, shape=(1, 16, 16))
             training_set.read = lambda indices, of=training_set: (
                 np.tile((indices % 251).astype(np.uint8)[:, None, None, None], [1, 16, 16, 1]),
@@ -195,15 +199,21 @@ class SnapshotGridTest(tf.test.TestCase):
             shown = range(0, count, 2 if count == 300 else 1)
             columns = -(-len(shown) // 64)
             rows = -(-len(shown) // columns)
-            self.assertEqual(sheet.shape, (16 * rows, columns * (120 + 32), 3))
+            width = sheet.shape[1] // columns
+            margin = width - 32
+            margins.append(margin)
+            self.assertEqual(sheet.shape, (16 * rows, columns * width, 3))
             for index, number in enumerate(shown):
-                x, y = index // rows * 152, index % rows * 16
+                x, y = index // rows * width, index % rows * 16
                 of_class = np.arange(number, 600, count) % 251
                 for cell in 0, 1:
-                    pixels = sheet[y:y + 16, x + 120 + 16 * cell:x + 136 + 16 * cell]
+                    pixels = sheet[y:y + 16, x + margin + 16 * cell:x + margin + 16 + 16 * cell]
                     self.assertIn(pixels[0, 0, 0], of_class)
                     self.assertAllEqual(pixels, np.full_like(pixels, pixels[0, 0, 0]))
-                self.assertLess(np.min(sheet[y:y + 12, x:x + 120]), 128)    # There is something written.
+                self.assertLess(np.min(sheet[y:y + 12, x:x + margin]), 128)     # There is something written,
+                self.assertAllEqual(sheet[y:y + 16, x + margin - 2:x + margin], np.full([16, 2, 3], 255))
+        self.assertGreater(margins[0], 100)
+        self.assertLess(max(margins[1:]), 32)       # ... which needs no more room.
 
     def test_classes_in_place_of_labels(self):
         """A data set that keeps classes instead of labels gives the same grid."""

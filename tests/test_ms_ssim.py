@@ -7,8 +7,10 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from metrics import ms_ssim
 from metrics.evaluation import Evaluation, ImageStream
+from metrics.image_sources import Source
 from metrics.metric_base import MetricGroup, find_metrics
 from tests import testutil
+from tests.metric_testutil import noisy_generator
 
 
 def windowed(x, window, dtype):
@@ -85,7 +87,9 @@ class MetricTest(tf.test.TestCase):
 
         class Fixed(Evaluation):
             label_size = 0 if table is None else table.shape[1]
-            label_table = table
+
+            def _label_rows(self):
+                return len(table), lambda indices: table[indices]
 
             def fakes(self, num, labels=None, **_):
                 received.append(labels)
@@ -115,6 +119,23 @@ class MetricTest(tf.test.TestCase):
         self.assertAllClose(metric.results()['msssim1k'], np.mean(list(metric.details['by_class'].values())))
         self.assertAllClose(metric.details['by_class']['0'], 1)
         self.assertEqual(ms_ssim.label_name(np.float32([1, 0, 1])), '1 0 1')
+
+    def test_large_data_set(self):
+        """Of a million images with labels of a thousand classes no table of all labels is made."""
+        reals = Source()
+        reals.num, reals.label_size = 1000000, 3
+        reals.classes = np.zeros([reals.num], np.int32)
+        reals.classes[-1] = 2
+        asked = []
+
+        def label_rows(indices):
+            asked.append(len(indices))
+            return np.eye(3, dtype=np.float32)[reals.classes[indices]]
+        reals.label_rows = label_rows
+        metric, ev = ms_ssim.MSSSIM('m', 4), Evaluation(noisy_generator(label_size=3, resolution=16), reals)
+        metric.run(ev)
+        self.assertEqual(set(metric.details['by_class']), {'0', '2'})
+        self.assertLess(max(asked), 1000)
 
     def test_without_classes(self):
         images = np.random.RandomState(0).randint(0, 256, [9, 16, 16, 3]).astype(np.uint8)

@@ -244,6 +244,16 @@ class MetricTest(tf.test.TestCase):
         self.assertEndsWith(metric.get_result_str(), 'ppl_wend inf')
         self.assertEqual(set(metric.details['percentiles'].values()), {np.inf})
 
+    def test_diverged_generator(self):
+        """A distance may be 0 where both images are no numbers: the best that there is."""
+        Gs = self.Gs.clone()
+        variable = list(Gs.trainables.values())[-1]
+        variable.assign(variable.value * np.nan)
+        with unittest.mock.patch.object(SquaredDifference, 'distance',
+                                        lambda self, a, b: tf.zeros([a.shape[0]])):
+            metric, _ = self.evaluate(Gs=Gs, share=False)
+        self.assertEqual(metric.results()['ppl_wend'], np.inf)
+
     def test_distribution(self):
         """The sheets show the very images that were measured."""
         metric, ev = self.evaluate(distribution=True, num_samples=33, batch=8)

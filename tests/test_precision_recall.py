@@ -11,7 +11,7 @@ import tensorflow as tf
 from dnnlib.util import UserError
 from metrics import precision_recall
 from metrics.feature_rows import blocks, full_precision, take
-from metrics.precision_recall import PR, in_manifold, realism, squared_radii
+from metrics.precision_recall import PR, in_manifold, realism, squared_distances, squared_radii
 from tests import feature_testutil, testutil
 from tests.metric_testutil import ArraySource, generator, measure, random_images
 
@@ -55,8 +55,15 @@ class GoldenTest(tf.test.TestCase):
                 radii = squared_radii(a, k)
                 self.assertAllClose(radii, golden[f'pr_fp32/{name}_kth_sqdist'][:, column], 1e-5, 1e-5)
                 self.assertAllEqual(in_manifold(b, a, radii), golden[f'pr_fp32/{result}'][:, column])
-            official = [golden[f'pr_fp16/knn_{x}'][column] for x in ('precision', 'recall')]
-            self.assertAllClose(precision_recall.precision_recall(reals, fakes, k), official, 0, 0.01)
+            found = precision_recall.precision_recall(reals, fakes, k)
+            for official, tolerance in (('pr_fp32', 1e-6), ('pr_fp16', 0.01)):
+                expected = [golden[f'{official}/knn_{x}'][column] for x in ('precision', 'recall')]
+                self.assertAllClose(found, expected, 0, tolerance)
+        # Officially a realism score is that of the nearest real alone, a ratio of squares.
+        nearest = golden['pr_fp32/nearest_neighbors']
+        squared = squared_distances(fakes, np.arange(len(fakes)), reals, nearest)
+        scores = squared_radii(reals)[nearest] / squared
+        self.assertAllClose(scores, golden['pr_fp32/realism_scores'], 1e-5, 0)
 
 
 class ExactTest(tf.test.TestCase):

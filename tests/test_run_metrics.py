@@ -51,7 +51,8 @@ class RunTest(util.RunTest, parameterized.TestCase):
         cache.start()
         cls.addClassCleanup(cache.stop)
         metrics = find_metrics(f'{FD},pr_random_30')
-        kwargs = dict(total_kimg=0.13, image_snapshot_ticks=None)
+        # Without phases for the regularizers there are half as many functions to trace.
+        kwargs = dict(total_kimg=0.13, image_snapshot_ticks=None, lazy_regularization=False)
         cls.plain = util.train(os.path.join(cls.root, 'plain'), **kwargs).run_dir
         kwargs['metric_arg_list'] = metrics
         cls.run_dir = util.train(os.path.join(cls.root, 'measured'), **kwargs).run_dir
@@ -211,6 +212,29 @@ class RunTest(util.RunTest, parameterized.TestCase):
                                 f'--result-dir={self.folder()}')
         self.assertEqual(self.records(result_dir)[0]['num_reals'], 40)
 
+    def test_network_that_has_diverged(self):
+        """Does not keep others from being measured, but its results are not to be taken for good ones."""
+        networks = load_networks(self.snapshots[-1])
+        variable = list(networks[2].trainables.values())[-1]
+        variable.assign(variable.value * np.nan)
+        diverged = os.path.join(self.folder(), 'network-snapshot-000012.pkl')
+        legacy.save_pkl(tuple(network.state() for network in networks), diverged)
+        for path, text in ((diverged, 'the training has diverged'), (self.snapshots[-1], '')):
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                next(runs._evaluations(path, runs.Settings(class_idx=0), tf.distribute.get_strategy(), {},
+                                       MetricGroup()))
+            self.assertIn(text, err.getvalue())
+            self.assertLen(err.getvalue().splitlines(), bool(text))
+
+    def test_without_the_other_machines(self):
+        """TF_CONFIG is for training: here nobody is waited for, and what it says does not matter."""
+        for text in ('{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", '
+                     '"index": 1}}', '{"cluster": '):
+            with mock.patch.dict(os.environ, TF_CONFIG=text):
+                result_dir, _ = measure(f'--reals={self._images(0)}', f'--fakes={self._images(1)}',
+                                        '--metrics=swd12', '--resolution=16', f'--result-dir={self.folder()}')
+            self.assertEqual(self.records(result_dir, 'swd12')[0]['num_gpus'], 1)
+
     def test_own_generator(self):
         name = 'tests.test_evaluation.OwnGenerator'
         result_dir, _ = measure(f'--reals={self._images(0)}', f'--metrics={FD}', f'--generator={name}',
@@ -263,10 +287,20 @@ class RunTest(util.RunTest, parameterized.TestCase):
         ('--reals={images} --metrics=fd_random_40 --generator=no.such.Class', "cannot find 'no.such.Class'"),
         ('--reals={images} --metrics=fd_random_40 --generator=os.path.join', 'called without arguments'),
         ('--network={snapshot} --metrics=fd_random_40 --truncation-mode=scale', 'has no truncation of z'),
+        ('--fakes={images} --reals={images} --metrics=fd_random_40 --generator=G', '=G is for a network'),
+        # What a later metric needs is looked at before the first one is computed.
+        ('--network={snapshot} --metrics=fd_random_40,swd40', 'at least 16×16; received 8×8'),
+        ('--network={snapshot} --metrics=fd_random_40,sweep_random_3', 'at least 4 generated images'),
+        ('--network={snapshot} --metrics=fd_random_40,fd_random_mix_1', 'at least 2 generated images'),
+        ('--network={snapshot} --metrics=fd_random_40,pr40_k3 --weights-dir={damaged}',
+         'vgg16.pt: expected a PyTorch file .* found a web page'),
     )
     def test_mistakes(self, line, message):
         """One line, and nothing is written."""
-        line = line.format(snapshot=self.snapshots[-1], root=self.root, images=self._images(0))
+        damaged = pathlib.Path(self.folder())
+        damaged.joinpath('vgg16.pt').write_text('<!DOCTYPE html><html>Sign in</html>', encoding='utf-8')
+        line = line.format(snapshot=self.snapshots[-1], root=self.root, images=self._images(0),
+                           damaged=damaged)
         result_dir = os.path.join(self.root, 'never')
         with self.assertRaisesRegex((UserError, OSError), message) as caught:
             measure(*line.split(), f'--result-dir={result_dir}')

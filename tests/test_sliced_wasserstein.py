@@ -1,5 +1,7 @@
 """Sliced Wasserstein distance: the official numbers at every step, its order, memory, the metric."""
 
+import contextlib
+import io
 import unittest.mock
 
 import numpy as np
@@ -8,9 +10,10 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from metrics import sliced_wasserstein as swd
-from metrics.evaluation import Evaluation, ImageStream
+from metrics.evaluation import Evaluation
 from metrics.metric_base import MetricGroup, find_metrics
 from tests import testutil
+from tests.metric_testutil import ArraySource
 
 
 @testutil.needs_golden
@@ -98,28 +101,10 @@ class FormulaTest(tf.test.TestCase):
             swd.level_sizes(40, 15)
 
 
-class FixedImages(Evaluation):
-    """Reals and fakes that are given."""
-
-    def __init__(self, reals, fakes, **kwargs):
-        super().__init__(**kwargs)
-        self.given = reals, fakes
-
-    def reals(self, num=None, **_):
-        return self.stream(self.given[0], num)
-
-    def fakes(self, num, *_, **__):
-        return self.stream(self.given[1], num)
-
-    def stream(self, images, num):
-        images = images[:num]
-        return ImageStream(len(images), ('images',), lambda: iter(np.array_split(images, 3)))
-
-
 class MetricTest(tf.test.TestCase):
     def evaluate(self, reals, fakes, name='swd100', **kwargs):
         group = MetricGroup([dict(find_metrics(name)[0], nhoods_per_image=64, dirs_per_repeat=16)])
-        group.run(evaluation=FixedImages(reals, fakes, **kwargs))
+        group.run(evaluation=Evaluation(None, ArraySource(reals), ArraySource(fakes), **kwargs))
         return group.metrics[0].results()
 
     def test_orders(self):
@@ -138,12 +123,19 @@ class MetricTest(tf.test.TestCase):
             self.assertGreater(other['swd100_32'], 1.5 * same['swd100_32'])
         self.assertEqual(same, self.evaluate(*sets[:2]))
         self.assertNotEqual(same, self.evaluate(*sets[:2], seed=1))
-        self.assertEqual(self.evaluate(sets[0], sets[1][:30]).keys(), same.keys())  # The first 30 of both.
+        for fewer in ((sets[0], sets[1][:30]), (sets[0][:30], sets[1])):    # Pairs of 30.
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                self.assertEqual(self.evaluate(*fewer).keys(), same.keys())
+            self.assertRegex(err.getvalue(), 'Warning: .*swd100: .*30 ')
 
     def test_errors(self):
         images = np.zeros([4, 32, 32, 3], np.uint8)
         self.assertEqual(set(self.evaluate(images, images).values()), {0.0})
-        with self.assertRaisesRegex(UserError, 'of one size; the reals have 32×32 pixels, the fakes 16×16'):
-            self.evaluate(images, images[:, ::2, ::2])
-        with self.assertRaisesRegex(UserError, 'there are no images'):
-            self.evaluate(images, images[:0])
+        reads = []
+        with unittest.mock.patch.object(ArraySource, 'read', lambda self, indices: reads.append(indices)):
+            # Before anything is looked at.
+            with self.assertRaisesRegex(UserError, 'images of 16×16 and of 32×32 pixels.*--resolution'):
+                self.evaluate(images, images[:, ::2, ::2])
+            with self.assertRaisesRegex(UserError, 'images of at least 16×16; received 8×8'):
+                self.evaluate(images[:, ::4, ::4], images[:, ::4, ::4])
+        self.assertEmpty(reads)

@@ -11,6 +11,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from dnnlib import tflib
 from dnnlib.util import UserError
 from metrics.evaluation import Evaluation
 from metrics.frechet_inception_distance import FID
@@ -97,6 +98,15 @@ class SweepTest(tf.test.TestCase):
         self.assertEqual((values[0], values[-1]), (1.0, 0.1))
         self.assertEqual(TruncationSweep('s', truncations=[0.3, None, 0.7])._values(type('Ev', (), dict(
             require_network=lambda _: self.Gs, sampling={}))()), [None, 0.7, 0.3])
+
+    def test_default_values_of_biggan(self):
+        """A scale above 1 would not truncate z but widen it."""
+        Gs = tflib.Network('Gs', 'training.networks_biggan.G_biggan', resolution=32, ch=1, label_size=2,
+                           latent_size=8, shared_dim=2)
+        bounds, scales = [None, 2], [1, 0.8]
+        for mode, first in ((None, bounds), ('resample', bounds), ('scale', scales), ('std', scales)):
+            values = TruncationSweep('s')._values(Evaluation(Gs, truncation_mode=mode))
+            self.assertEqual((values[:2], values[-1]), (first, 0.04), mode)
 
     def test_mistakes(self):
         for metric, Gs, text in (

@@ -26,7 +26,7 @@ from training.dataset import Dataset, keep_open, opened_dataset, process_reals
 from training.growing import stage_of
 from training.optimizer import Optimizer
 from training.replica import unwrap
-from training.trainer import make_strategy
+from training.strategies import local_strategy
 
 STATE_FOLDER = 'state'      # Its own folder: `train.py --resume` does not take such a run for one of its own.
 RESULTS_FILE = 'classifiers.json'
@@ -54,7 +54,7 @@ def classifier_loop(
     keep_snapshots: int = 0,                # Networks of earlier ticks to keep for each classifier.
     seed: int = 1000,                       # Of initial weights, split and data order.
     num_gpus: int = 1,                      # Number of replicas.
-    strategy: str = 'auto',                 # See training.trainer.make_strategy.
+    strategy: str = 'auto',                 # See training.strategies.local_strategy.
 ) -> EasyDict:
     """Trains classifiers, writing `<set_name>-classifier-<NN>-<name>.pkl` and their accuracy (RESULTS_FILE).
 
@@ -65,7 +65,7 @@ def classifier_loop(
     """
     del submit_config
     ctx = RunContext.get()
-    distribution = make_strategy(num_gpus, strategy)
+    distribution = local_strategy(num_gpus, strategy)
     tflib.init_tf()
     data = open_data(attribute_specs, dataset_args, data_dir, table, max_resolution, holdout, seed)
     _describe(data)
@@ -176,7 +176,7 @@ def check_arguments(
 
     Returns: the questions. Errors: UserError.
     """
-    make_strategy(num_gpus, strategy)
+    local_strategy(num_gpus, strategy)
     if minibatch_size % num_gpus:
         raise UserError(f'--minibatch-size must be a multiple of --num-gpus={num_gpus}. '
                         f'Received: {minibatch_size}')

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 
 from dnnlib.util import UserError, atomic_write, open_url
 
@@ -33,8 +34,8 @@ _GRID_MAX = 32
 _CLASS_BLOCKS = {'row_per_class': (None, 1), 'col_per_class': (1, None), 'class4x4': (4, 4)}
 
 
-# The sheet of reals by class: most classes, rows per column, pixels for a name and for a line of text.
-_SHEET_CLASSES, _SHEET_ROWS, _SHEET_NAME, _SHEET_TEXT = 256, 64, 120, 12
+# The sheet of reals by class: most classes, rows per column, letters of a name, pixels for a line of text.
+_SHEET_CLASSES, _SHEET_ROWS, _SHEET_LETTERS, _SHEET_TEXT = 256, 64, 20, 12
 
 
 class GridSource(Protocol):
@@ -309,18 +310,24 @@ def class_sheet(training_set: GridSource, count: int = 8, seed: int = 0) -> PIL.
     side = max(images.shape[1], _SHEET_TEXT)
     columns = -(-len(pools) // _SHEET_ROWS)
     rows = -(-len(pools) // columns)
-    width = _SHEET_NAME + count * images.shape[2]
+    names = getattr(training_set, 'label_names', None)
+    texts = [_class_text(int(np.argmax(label)), names) for label in labels[::count]]
+    font = PIL.ImageFont.load_default()
+    margin = max(round(font.getlength(text)) for text in texts) + 6
+    width = margin + count * images.shape[2]
     sheet = PIL.Image.new('RGB', (columns * width, rows * side), 'white')
     draw = PIL.ImageDraw.Draw(sheet)
-    names = getattr(training_set, 'label_names', None)
-    for index in range(len(pools)):
+    for index, text in enumerate(texts):
         x, y = index // rows * width, index % rows * side
-        number = int(np.argmax(labels[index * count]))
-        name = names[number] if names and names[number] != str(number) else ''
-        # The font that comes with PIL has Latin letters only.
-        text = f'{number} {name}'.strip().encode('latin-1', 'replace').decode('latin-1')
-        draw.text((x + 2, y), text[:_SHEET_NAME // 6], 'black')
+        draw.text((x + 2, y), text, 'black', font)
         of_class = images[index * count:(index + 1) * count].transpose(0, 3, 1, 2)
         row = create_image_grid(of_class, (count, 1))
-        sheet.paste(convert_to_pil_image(row, [0, 255]).convert('RGB'), (x + _SHEET_NAME, y))
+        sheet.paste(convert_to_pil_image(row, [0, 255]).convert('RGB'), (x + margin, y))
     return sheet
+
+
+def _class_text(number: int, names: Sequence[str] | None) -> str:
+    """The number of a class, and its name where that says more."""
+    name = names[number] if names and names[number] != str(number) else ''
+    # The font that comes with PIL has Latin letters only.
+    return f'{number} {name}'.strip().encode('latin-1', 'replace').decode('latin-1')[:_SHEET_LETTERS]

@@ -1,10 +1,15 @@
 """The devices of a run: which tf.distribute strategy it has."""
 
+import functools
+import json
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError
+
+_TEXT_BYTES = 4096      # Of what the chief tells the workers.
 
 
 def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strategy:
@@ -20,7 +25,7 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
     if name == 'auto':
         name = 'multiworker' if is_multiworker(name) else 'none' if num_gpus == 1 else 'mirrored'
     if name == 'multiworker':
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _all_workers()
     if name == 'none':
         if num_gpus != 1:
             raise UserError(f'--strategy=none is for one device. Received: --num-gpus={num_gpus}')
@@ -41,9 +46,55 @@ def make_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strate
                                           cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
+def local_strategy(num_gpus: int = 1, name: str = 'auto') -> tf.distribute.Strategy:
+    """The strategy of what runs on this machine alone: TF_CONFIG does not count. See `make_strategy`."""
+    return make_strategy(num_gpus, name if name != 'auto' else 'none' if num_gpus == 1 else 'mirrored')
+
+
 def is_multiworker(name: str) -> bool:
     """Whether the strategy of that name spans several machines, as TF_CONFIG says."""
     return name == 'multiworker' or (name == 'auto' and bool(os.environ.get('TF_CONFIG')))
+
+
+@functools.cache
+def _all_workers() -> tf.distribute.Strategy:
+    """The strategy of all workers, who meet only once, before TensorFlow is used for anything else."""
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def worker_index() -> int:
+    """Which of several workers this process is, as TF_CONFIG says; 0 is the chief, also without workers.
+
+    Errors: UserError for a TF_CONFIG that does not say so.
+    """
+    text = os.environ.get('TF_CONFIG')
+    if not text:
+        return 0
+    try:
+        config = json.loads(text)
+        tasks = [(kind, index) for kind in ('chief', 'worker')
+                 for index in range(len(config['cluster'].get(kind, [])))]
+        return tasks.index((config['task']['type'], int(config['task']['index'])))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError('TF_CONFIG: expected {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
+                        f'"worker", "index": 0}}}} with a task of the cluster. Received: {text}') from None
+
+
+def from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
+    """A short text that the chief has, on every worker; what the others hand in does not matter."""
+    sent = np.frombuffer(text.encode().ljust(_TEXT_BYTES, b'\0'), np.uint8).astype(np.float32)
+    values = strategy.experimental_distribute_values_from_function(
+        lambda ctx: tf.constant(sent if ctx.replica_id_in_sync_group == 0 else 0 * sent))
+    received = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+    return received.numpy().astype(np.uint8).tobytes().rstrip(b'\0').decode()
+
+
+def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
+    """Whether the value is true on any worker; all of them have to ask at the same moment."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return value
+    values = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(float(value)))
+    return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy() > 0)
 
 
 def _split_cpu(count: int) -> None:

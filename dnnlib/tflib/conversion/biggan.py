@@ -153,11 +153,15 @@ def _torch_discriminator(weights: Weights, overrides: dict) -> _Plan:
     # 32×32 images are halved twice only; all else ends at 4×4 (one block does not halve).
     num_down = 2 if resolution == 32 else count - 1
     sizes = [resolution >> min(i + 1, num_down) for i in range(count)]
+    places = [i for i in range(count) if f'blocks.{i}.1.theta.weight' in arrays]
+    attention = [sizes[i] for i in places]
+    if len(set(attention)) < len(attention):    # As its option --D_attn 16 for 32×32 images makes it.
+        raise UserError(f'it has attention behind the blocks {places}, at {attention} pixels; D here has one '
+                        'attention for each resolution. G can be read without D')
     return _plan('D_biggan', 'torch-D', {
         'num_channels': arrays['blocks.0.0.conv1.weight'].shape[1], 'resolution': resolution,
         'label_size': arrays['embed.weight'].shape[0], 'num_down': num_down,
-        'attention': sorted({size for i, size in enumerate(sizes) if f'blocks.{i}.1.theta.weight' in arrays}),
-        'sn_epsilon': 1e-6}, fmaps, overrides)
+        'attention': sorted(attention), 'sn_epsilon': 1e-6}, fmaps, overrides)
 
 
 def _hub_generator(weights: Weights, overrides: dict) -> _Plan:

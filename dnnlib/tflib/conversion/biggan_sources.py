@@ -66,7 +66,10 @@ def _read_folder(path: str) -> list[Weights]:
 
 def _read_torch(path: str) -> Weights:
     with open(path, 'rb') as file:
-        head = file.read(64)
+        head = file.read(256)
+    if b'dnnlib.tflib' in head:
+        raise UserError('this is a network pickle, which needs no conversion; expected weights of '
+                        'BigGAN-PyTorch, TF-Hub or Hugging Face')
     if head[8:9] == b'{':
         from dnnlib.tflib.conversion import tensors
         arrays = tensors.read_arrays(path)
