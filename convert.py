@@ -18,8 +18,9 @@ _STATE_DICTS = ('.pth', '.bin', '.safetensors')     # What pickle-to-biggan writ
 
 def _pickle_to_safetensors(file: str, out: str | None, overwrite: bool) -> None:
     out = _output(file, out, '.safetensors', overwrite, with_config=True)
+    content = _load_pickle(file)
     from dnnlib.tflib.conversion import tensors
-    tensors.write(_load_pickle(file), out)
+    tensors.write(content, out)
     _report(out, tensors.config_path(out))
 
 

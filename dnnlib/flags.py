@@ -175,6 +175,9 @@ class _HelpFormatter(argparse.HelpFormatter):
             text += f' (default: {default})'.replace('%', '%%')
         return text
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
+
     def _format_action(self, action: argparse.Action) -> str:
         subactions = getattr(action, '_get_subactions', None)
         if subactions is None:
@@ -189,7 +192,8 @@ class _HelpFormatter(argparse.HelpFormatter):
                 parts.append(textwrap.indent(paragraph, indent))
             else:
                 joined = ' '.join(paragraph.split())
-                parts.append(textwrap.fill(joined, width, initial_indent=indent, subsequent_indent=indent))
+                parts.append(textwrap.fill(joined, width, initial_indent=indent, subsequent_indent=indent,
+                                           break_on_hyphens=False))
         return '\n\n'.join(parts)
 
 

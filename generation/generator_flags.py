@@ -25,7 +25,7 @@ def network_path(text: str) -> str:
     """A network pickle that can be opened, or an address."""
     import pretrained_networks
     try:
-        pretrained_networks.check_path(text)
+        pretrained_networks.check_path(flags.path(text))
     except OSError as error:
         raise UserError(f'{text}: {error.strerror}') from None
     return text
@@ -117,7 +117,7 @@ def add_common_flags(command: flags.Parser, batch_help: str = 'Pictures at a tim
                      class_help: str = 'Class to draw, number or name; conditional networks need one',
                      many_classes: bool = False) -> None:
     """Adds the flags that every command has."""
-    command.add_flag('result-dir', help='Where run directories are made', default='results', metavar='DIR')
+    command.add_flag('result-dir', flags.path, 'Where run directories are made', default='results')
     command.add_flag('class', classes.class_list if many_classes else classes.one_class, class_help,
                      dest='class_idx')
     command.add_flag('generator', help='Which generator of a snapshot: Gs is the moving average of G',

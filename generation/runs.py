@@ -188,8 +188,9 @@ def uncurated(
         network = pretrained_networks.load_network(network_file or network_pkl, generator)
         sampler = samplers.make_sampler(network, **sampling, verbose=True)
         images = samplers.random_pictures(sampler, seeds, class_idx, batch_size)
-    canvas = figures.uncurated(drawing.progress(images, total), rows, lods,
-                               scale or figures.default_scale(network))
+    images = drawing.progress(images, total)
+    canvas = figures.uncurated(images, rows, lods, scale or figures.default_scale(network))
+    next(images, None)      # Past the last picture: progress counts it.
     misc.save_image(canvas, dnnlib.make_run_dir_path('uncurated.png'), drange=[0, 255])
 
 

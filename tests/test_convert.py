@@ -323,6 +323,12 @@ class ConvertTest(ConvertBase):
             self.assert_fails('--overwrite', 'safetensors-to-pickle', 'stylegan2_f_init.safetensors')
         self.assertLen(os.listdir(self.dir), 3)
 
+    def test_script_says_nothing_of_tensorflow(self):
+        process = subprocess.run(
+            [sys.executable, 'convert.py', 'pickle-to-safetensors', SNAPSHOT,
+             f'--out={self.dir}/a.safetensors'], cwd=testutil.ROOT, capture_output=True, text=True)
+        self.assertEqual((process.returncode, process.stderr), (0, ''))
+
     def test_help_without_tensorflow(self):
         code = 'import sys, convert\ntry: convert.main(["convert.py", *sys.argv[1:]])\n' \
                'except SystemExit: assert "tensorflow" not in sys.modules'

@@ -52,6 +52,9 @@ class DisplayTest(CommandBase):
         self.call(commands.display, path, output=self.path('all.png'))
         with PIL.Image.open(self.path('all.png')) as sheet:
             self.assertEqual(sheet.size, (32 * 8, 8))       # No rows without images.
+        self.call(commands.unpack, path, self.path('packed.zip'))
+        self.call(commands.display, self.path('packed.zip'))
+        self.assertTrue(os.path.isfile(self.path('packed-display.png')))
 
     def test_by_class(self):
         path = self.make('set')

@@ -65,6 +65,13 @@ class NpzTest(Base):
             path = self.save_npz(images=images, labels=labels)
             self.assert_user_error('set.npz', fragment, dataset=path, max_label_size='full')
             self.assertEqual(dataset.load_dataset(path).label_size, 0)
+        soft = np.random.RandomState(0).rand(4, 2).astype(np.float32)
+        for bad in (np.nan, np.inf):
+            soft[2, 1] = bad
+            path = self.save_npz(images=images, labels=soft)
+            self.assert_user_error('set', 'label of image 2 is not finite', dataset=path,
+                                   max_label_size='full')
+            self.assertEqual(dataset.load_dataset(path).label_size, 0)
         attributes = {'attr/hat': np.zeros(4, np.uint8), 'values/hat': np.array([''])}
         path = self.save_npz('attr.npz', images=images, **attributes)
         self.assert_user_error('label_attr: hat', dataset=path, max_label_size='full')

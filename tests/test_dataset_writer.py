@@ -406,6 +406,7 @@ class ConversionTest(Base):
         self.assert_fails(r'fake\[0\] has 2 channels', 'two', FakeSource(3, 8, 2))
         self.assert_fails('jpeg records cannot hold images of 4 channels', 'four', FakeSource(3, 8, 4),
                           format='jpeg')
+        self.assertEqual([name for name in os.listdir(self.path('four')) if name.endswith('.partial')], [])
 
     def test_wrong_options(self):
         self.assert_fails('gif', 'a', FakeSource(3), format='gif')

@@ -223,6 +223,7 @@ class ParserTest(FlagsTestCase):
         parser.add_flag('mirror', bool, 'Flip', default=False)
         parser.add_flag('gamma', float, 'Weight of R1')
         parser.add_flag('config', help='Which', choices=['a', 'f'], default='f')
+        parser.add_flag('names', str, ', '.join(['config-e-Gskip-Dresnet'] * 20))
         for columns in (50, 80, 160):
             text = self.help(parser, ['--help'], columns)
             self.assertLessEqual(max(map(len, text.split('\n'))), columns)
@@ -235,6 +236,7 @@ class ParserTest(FlagsTestCase):
             self.assertIn('--gamma NUMBER Weight of R1 --config {a,f} Which (default: f)', flat)
             self.assertIn('\nexamples:\n  t.py  --rate=50%\n', text)
             self.assertNotIn('verbosity', text)
+            self.assertEqual(text.count('config-e-Gskip-Dresnet'), 20)      # No name is broken at a hyphen.
         self.assertIn('verbosity', self.help(parser, ['--helpfull'], 80))
 
 

@@ -68,6 +68,21 @@ class ImageFolderTest(ArchiveBase):
         self.assertEqual(source.store.names, ['b/1.png', 'broken.png'])
         self.assertIn('broken.png', source.problems[1])
 
+    def test_kinds_that_are_not_read(self):
+        self.save('0.png', random_images(1, 8)[0])
+        self.write('images/notes.txt', b'x')
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            image_folder(self.path('images'))
+        self.assertEqual(told.getvalue(), '')
+        self.write('images/1.HEIC', b'x')
+        self.write('images/a/2.tga', b'x')
+        for path, first in [(self.path('images'), r'\S*images/1.HEIC'),
+                            (self.make_zip(), r'\S*set.zip: 1.HEIC')]:
+            with contextlib.redirect_stderr(io.StringIO()) as told:
+                self.assertLen(image_folder(path), 1)
+            self.assertRegex(told.getvalue(), r'^Warning: \S+: 2 images are left out, of kinds that are '
+                             rf'not read \(the first is {first}\); convert them to PNG\n$')
+
     def test_mixed_channels_and_options(self):
         gray, colour = random_images(1, 16, 1)[0], random_images(1, 16)[0]
         self.save('0.png', gray)

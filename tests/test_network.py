@@ -89,7 +89,10 @@ class RunTest(tf.test.TestCase):
 
     def test_within_a_function_it_names_get_output_for(self):
         function = tf.function(lambda z: self.G.run(z, None), autograph=False)
-        with self.assertRaisesRegex(UserError, 'get_output_for. Received: a symbolic tensor'):
+        with self.assertRaisesRegex(UserError, 'in a tf.function call get_output_for'):
+            tf.function(lambda: self.G.run(self.latents, None), autograph=False)()
+        self.assertLen(self.G.run(self.latents, None), len(self.latents))   # The attempt has broken nothing.
+        with self.assertRaisesRegex(UserError, 'in a tf.function call get_output_for'):
             function(tf.constant(self.latents, tf.float32))
         z = keras.Input([8])
         for call in self.G.run, self.G.get_output_for:

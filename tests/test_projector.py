@@ -13,6 +13,7 @@ from dnnlib.util import UserError
 from generation import sampling
 from metrics import weights
 from metrics.feature_nets import find_extractor
+from tests import testutil
 
 SMALL = dict(resolution=16, num_channels=3, fmap_base=64, fmap_max=16, latent_size=8, dlatent_size=8,
              mapping_fmaps=8, mapping_layers=2)
@@ -107,6 +108,7 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllClose(proj._dlatent_std, deviation, rtol=1e-6)
 
     def test_statistics_of_w_of_a_class(self):
+        testutil.run_eagerly(self)
         network = small_network(label_size=3)
         proj = self.projector(1, network, label=np.float32([[0, 0, 1]]))
         latents = np.random.RandomState(123).randn(500, 8)
@@ -130,6 +132,7 @@ class ProjectorTest(tf.test.TestCase):
             self.assertAllClose(noise.std(axis=(1, 2, 3)), np.ones(3), atol=1e-4)
 
     def test_what_is_found_draws_the_images(self):
+        testutil.run_eagerly(self)
         proj = self.projector(10)
         result = proj.run(self.images)
         dlatents, noises = proj.get_dlatents(), proj.get_noises()
@@ -203,6 +206,7 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllLess(ends[1][1], 0.01 * ends[1][0].min())
 
     def test_noise_on_w(self):
+        testutil.run_eagerly(self)
         proj = self.projector(4, seed=7)
         proj.start(self.images[:1])
         noise = tf.random.stateless_normal([1, 1, 8], [7, 0]) * (0.05 * proj._dlatent_std)
@@ -224,6 +228,7 @@ class ProjectorTest(tf.test.TestCase):
         self.assertAllClose(again.get_images(), proj.get_images(), atol=1e-5)
 
     def test_going_on_in_w(self):
+        testutil.run_eagerly(self)
         proj = projected(self.projector(5), self.images[:2])
         again = self.projector(1)
         again.start(self.images[:2], proj.get_dlatents(), proj.get_noises())

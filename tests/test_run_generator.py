@@ -81,8 +81,11 @@ def one_hot(index, size):
 
 
 class GeneratorTestCase(tf.test.TestCase):
+    """Commands are traced as ever; what their pictures are compared with is computed without tracing."""
+
     def setUp(self):
         super().setUp()
+        testutil.run_eagerly(self)
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.dir = folder.name
@@ -97,7 +100,8 @@ class GeneratorTestCase(tf.test.TestCase):
     def run_in_process(self, *args):
         """Does what the command line does; returns the run directory and what was printed on stderr."""
         parser = run_generator.make_parser()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:
+        with testutil.traced(), contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()) as stderr:
             flags.run_command(parser.parse_args([*args, f'--result-dir={self.results}']))
         return os.path.join(self.results, max(os.listdir(self.results))), stderr.getvalue()
 
@@ -140,10 +144,9 @@ class GoldenTest(GeneratorTestCase):
 
     def test_style_mixing_example(self):
         path = testutil.golden(*CONDITIONAL)
-        result = self.run_script('style-mixing-example', '--network', path, '--row_seeds=1,2',
-                                 '--col_seeds=2,4', '--col-styles=0-3', '--class=3')
-        self.assertEqual((result.returncode, result.stderr), (0, ''))
-        run_dir = os.path.join(self.results, '00000-style-mixing-example')
+        run_dir, stderr = self.run_in_process('style-mixing-example', '--network', path, '--row_seeds=1,2',
+                                              '--col_seeds=2,4', '--col-styles=0-3', '--class=3')
+        self.assertEqual((os.path.basename(run_dir), stderr), ('00000-style-mixing-example', ''))
         self.assertEqual(self.pictures(run_dir), ['1-1.png', '1-2.png', '1-4.png', '2-2.png', '2-4.png',
                                                   '4-4.png', 'grid.png'])
         network = pretrained_networks.load_network(path)
@@ -201,7 +204,7 @@ class GenerateTest(GeneratorTestCase):
                 traces.append(1)
                 super().__init__(noises)
 
-        with unittest.mock.patch.object(sampling, 'GivenNoise', Counting):
+        with testutil.traced(), unittest.mock.patch.object(sampling, 'GivenNoise', Counting):
             seeds = [seed for seed, _ in sampling.generate(tiny_network(), range(7), batch_size=3)]
         self.assertEqual((seeds, len(traces)), (list(range(7)), 1))
 
@@ -293,7 +296,7 @@ class DownloadTest(GeneratorTestCase):
             return json.load(file)['run_func_kwargs']
 
     def test_alias(self):
-        """The script, through a connection that breaks, draws what it draws with the local file."""
+        """Through a connection that breaks the command draws what it draws with the local file."""
         path = testutil.golden('training', 'stylegan2_f_init.pkl')
         with open(path, 'rb') as file:
             body = file.read()
@@ -301,12 +304,10 @@ class DownloadTest(GeneratorTestCase):
         server = self.serve({name: [http_testutil.Answer(body, cut=100_000), body]})
         alias = f'gdrive:networks/{name}'
         args = ['generate-images', '--seeds=5', '--truncation-psi=0.7']
-        result = self.run_script(*args, f'--network={alias}')
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertRegex(result.stderr, r"\ANote: NVIDIA's published networks are .*\nDownloading .*\n.*the "
-                                        r'connection ended after 100.0 kB.*\nResuming .*\nDownloaded .*\n\Z')
+        run_dir, stderr = self.run_in_process(*args, f'--network={alias}')
+        self.assertRegex(stderr, r"\ANote: NVIDIA's published networks are .*\nDownloading .*\n.*the "
+                                 r'connection ended after 100.0 kB.*\nResuming .*\nDownloaded .*\n\Z')
         self.assertEqual(server.ranges(name), [None, 'bytes=100000-'])
-        run_dir = os.path.join(self.results, '00000-generate-images')
         records = self.records(run_dir)
         self.assertEqual(records['network_pkl'], alias)
         self.assertRegex(records['network_file'], rf'{self.dir}/cache/downloads/[0-9a-f]{{32}}_{name}')
@@ -390,6 +391,8 @@ class MistakesTest(GeneratorTestCase):
             ('--network: htps://a/b.pkl.*did you mean', ['generate-images', '--network=htps://a/b.pkl?key=1']),
             ('--network: .*Is a directory', ['generate-images', '--network=.', '--seeds=0']),
             ('--network is required', ['generate-images', '--seeds=0']),
+            ('--network: expected a path, received an empty', ['generate-images', '--network=', '--seeds=0']),
+            ('--result-dir: expected a path, received an empty', [*seeds, '--seeds=0', '--result-dir=']),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=a']),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=-1']),
             ('--seeds: expected numbers and ranges', [*seeds, '--seeds=']),

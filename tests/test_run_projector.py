@@ -16,7 +16,7 @@ import run_projector
 from dnnlib import flags, tflib
 from dnnlib.tflib import legacy
 from generation import projection, sampling
-from tests import feature_testutil
+from tests import feature_testutil, testutil
 from tests.test_projector import small_network
 
 
@@ -97,6 +97,7 @@ class ProjectorCommandsTest(tf.test.TestCase):
         self.assertAllEqual(self.picture(run_dir, 'image0001-target.png'), images[1])
 
     def test_image_files_and_going_on(self):
+        testutil.run_eagerly(self)
         folder = os.path.join(self.dir, 'pictures')
         os.makedirs(os.path.join(folder, 'more'))
         rnd = np.random.RandomState(0)

@@ -144,9 +144,9 @@ def _as_arrays(network: Any, in_arrays: tuple) -> list[np.ndarray]:
     if len(in_arrays) == 1 and isinstance(in_arrays[0], Iterator):
         in_arrays = (list(in_arrays[0]),)
     check_count(network, in_arrays)
-    if any(tf.is_symbolic_tensor(x) for x in in_arrays):
-        raise UserError(f'network {network.name}: run takes arrays; in a tf.function call get_output_for. '
-                        'Received: a symbolic tensor')
+    if not tf.executing_eagerly() or any(tf.is_symbolic_tensor(x) for x in in_arrays):
+        raise UserError(f'network {network.name}: run takes arrays and gives arrays; in a tf.function call '
+                        'get_output_for')
     dtype = network.layer.compute_dtype
     arrays: list[np.ndarray | None] = []
     for name, shape, array in zip(network.input_names, network.input_shapes, padded(in_arrays, network),

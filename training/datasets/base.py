@@ -155,6 +155,10 @@ class Dataset:
         self.dtype = 'uint8'
         self.label_size = size
         self.class_indices, self._dense_labels = split_labels(labels, size)
+        if self._dense_labels is not None and not np.isfinite(self._dense_labels).all():
+            row = int(np.argwhere(~np.isfinite(self._dense_labels))[0, 0])
+            raise UserError(f'{name}: the label of image {row} is not finite; expected numbers. Make the '
+                            'labels again, or train without them.')
         self.num_classes = 0 if self.class_indices is None else size
         self.label_dtype = 'float32'
         self.label_names = [str(i) for i in range(self.label_size)]

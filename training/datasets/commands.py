@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -74,7 +75,7 @@ def display(
             size, images, _ = misc.setup_snapshot_image_grid(dataset, f'{size[0]}x{size[1]}', layout, seed)
     finally:
         dataset.close()
-    output = output or os.path.abspath(tfrecord_dir).removesuffix('.npz') + '-display.png'
+    output = output or re.sub(r'\.(npz|zip)$', '', os.path.abspath(tfrecord_dir)) + '-display.png'
     misc.save_image_grid(images, output, drange=[0, 255], grid_size=size)
     print(f'{len(images)} of {len(dataset)} images: {output}')
     if window:

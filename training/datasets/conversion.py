@@ -29,6 +29,7 @@ from training.datasets.workspace import Workspace, check_target, target_folder
 from training.datasets.writer import (
     FORMATS,
     MIN_LEVEL,
+    check_channels,
     choose_shuffled_order,
     fingerprint,
     make_example,
@@ -91,6 +92,7 @@ class _Conversion:
         self._check_problems()
         self._labels, self._label_size = self._all_labels()
         self._shape, self._first = self._first_image()
+        check_channels(self._shape[0], options.format)
         self._top = self._shape[1].bit_length() - 1
         single = options.format != 'raw' if options.single_resolution is None else options.single_resolution
         self._lowest = self._top if single else MIN_LEVEL

@@ -13,6 +13,8 @@ import PIL.Image
 
 from dnnlib.util import UserError, gfile, is_remote_path
 
+# What is likely to be an image, but is not read.
+OTHER_IMAGES = ('.avif', '.heic', '.heif', '.jp2', '.jxl', '.pgm', '.pnm', '.ppm', '.psd', '.tga')
 IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 TRANSFORMS = ('none', 'center-crop', 'center-crop-wide', 'pad')
 RESIZE_FILTERS = ('area', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')

@@ -20,6 +20,7 @@ from training.datasets.archive_base import Source
 from training.datasets.base import resize_flags
 from training.datasets.image_files import (
     IMAGE_EXTENSIONS,
+    OTHER_IMAGES,
     ImageHeader,
     ImageOptions,
     LeftOutError,
@@ -75,6 +76,11 @@ class ImageStore(Source):
         if not self.names:
             raise UserError(f'{self.path} holds no images ({", ".join(IMAGE_EXTENSIONS)}), neither in itself '
                             'nor in its subfolders.')
+        other = sorted(name for name in self._others if name.lower().endswith(OTHER_IMAGES))
+        if other:
+            print(f'Warning: {self.path}: {len(other)} image{"s are" if len(other) > 1 else " is"} left out, '
+                  f'of kinds that are not read (the first is {self.location(other[0])}); convert them to PNG',
+                  file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self.names)

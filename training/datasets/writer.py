@@ -79,6 +79,13 @@ def make_example(shape: Sequence[int], data: bytes, encoding: str | None = None)
                               for key, value in features.items()))
 
 
+def check_channels(channels: int, fmt: str) -> None:
+    """Errors: UserError for images that records of this format cannot hold."""
+    if fmt != 'raw' and (channels not in (1, 3, 4) or (channels == 4 and fmt == 'jpeg')):
+        raise UserError(f'{fmt} records cannot hold images of {channels} channels; use --format='
+                        + ('png or raw.' if channels == 4 else 'raw.'))
+
+
 def encode_picture(image: np.ndarray, fmt: str, quality: int = JPEG_QUALITY) -> bytes:
     """A PNG or JPEG file.
 
@@ -87,11 +94,8 @@ def encode_picture(image: np.ndarray, fmt: str, quality: int = JPEG_QUALITY) -> 
         fmt: 'png' or 'jpeg'.
         quality: Of JPEG, 1 to 100. Colours are kept at full resolution (4:4:4).
     """
-    channels = image.shape[2]
-    if channels not in (1, 3, 4) or (channels == 4 and fmt == 'jpeg'):
-        raise UserError(f'{fmt} records cannot hold images of {channels} channels; use --format='
-                        + ('png or raw.' if channels == 4 else 'raw.'))
-    picture = PIL.Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image))
+    check_channels(image.shape[2], fmt)
+    picture = PIL.Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
     file = io.BytesIO()
     if fmt == 'png':
         picture.save(file, 'PNG', compress_level=_PNG_COMPRESSION)
