@@ -1,5 +1,6 @@
 """What the tests of the growing networks of all three generations share."""
 
+import contextlib
 import json
 import os
 
@@ -81,7 +82,7 @@ class PickleChecks:
 
     def check_pickle(self, folder: str, case: str, image_prefix: str, class_name: str, version: int,
                      states=None, **options) -> None:
-        """Images and scores of every recorded level of detail, and of what is written and read again.
+        """Images and scores of every recorded level of detail, and traced ones of what is read again.
 
         Args: states of (G, D, Gs), None = those of the golden pickle.
         """
@@ -100,16 +101,18 @@ class PickleChecks:
         path = os.path.join(self.get_temp_dir(), f'{case}.pkl')
         legacy.save_pkl(tuple(network.state() for network in networks), path)
         again = [Network.from_state(state) for state in legacy.load_pkl(path)]
-        for (G, D, _), count in ((networks, None), (again, 1)):
-            labels = [a['d_labels']] if 'd_labels' in a else []
-            for _, lod, image in recorded(a, image_prefix)[:count]:
-                G.set_var('lod', lod)
-                images = G.run(a['latents'], a['labels'], minibatch_size=3, **options)
-                testutil.assert_close(self, images, image)
-            for structure, lod, expected in recorded(a, 'd_scores')[:count]:
-                D.set_var('lod', lod if structure != 'fixed' else 0)
-                outputs = D.run(a['d_images'], *labels, return_as_list=True)
-                testutil.assert_close(self, outputs[0], expected)
+        labels = [a['d_labels']] if 'd_labels' in a else []
+        testutil.run_eagerly(self)
+        for (G, D, _), count, mode in ((networks, None, contextlib.nullcontext), (again, 2, testutil.traced)):
+            with mode():
+                for _, lod, image in recorded(a, image_prefix)[:count]:
+                    G.set_var('lod', lod)
+                    images = G.run(a['latents'], a['labels'], minibatch_size=3, **options)
+                    testutil.assert_close(self, images, image)
+                for structure, lod, expected in recorded(a, 'd_scores')[:count]:
+                    D.set_var('lod', lod if structure != 'fixed' else 0)
+                    outputs = D.run(a['d_images'], *labels, return_as_list=True)
+                    testutil.assert_close(self, outputs[0], expected)
 
 
 class StructureChecks:
@@ -120,6 +123,8 @@ class StructureChecks:
         network.lod.assign(0)
         fixed = generate(Context(), structure='fixed')
         testutil.assert_close(self, fixed, generate(Context(), structure='linear'), 0, TOLERANCE)
+        # All levels, where the stage is not known: one graph for every lod.
+        all_levels = tf.function(lambda: generate(Context()), autograph=False)
         for lod in lods:
             with self.subTest(lod=lod):
                 network.lod.assign(lod)
@@ -130,8 +135,9 @@ class StructureChecks:
                     actual = generate(Context(), structure=structure)
                     testutil.assert_close(self, actual, images, 0, TOLERANCE)
                 testutil.assert_close(self, generate(Context(stage=stage)), images, 0, TOLERANCE)
-                for ctx in (Context(stage=stage), Context()):   # All levels, where the stage is not known.
-                    traced = tf.function(lambda ctx=ctx: generate(ctx), autograph=False)
+                testutil.assert_close(self, all_levels(), images, 0, TOLERANCE)
+                if lod in lods[1::3]:   # A graph for each takes its time.
+                    traced = tf.function(lambda stage=stage: generate(Context(stage=stage)), autograph=False)
                     testutil.assert_close(self, traced(), images, 0, TOLERANCE)
                 small = generate(step_context(lod))
                 factor = 2 ** min(stage.lod_floor, 3)
@@ -142,6 +148,7 @@ class StructureChecks:
 
     def check_discriminator(self, score, network, images, lods=LODS) -> None:
         """Args: score(images, ctx, **options) → tensor or tuple of them; images [N, 32, 32, C]."""
+        all_levels = tf.function(lambda: score(images, Context()), autograph=False)
         for lod in lods:
             with self.subTest(lod=lod):
                 network.lod.assign(lod)
@@ -151,9 +158,10 @@ class StructureChecks:
                 small = downscale2d(images, factor)
                 results = [*(score(images, Context(), structure=s) for s in ('recursive', 'auto', None)),
                            score(images, Context(stage=stage)), score(small, step_context(lod)),
-                           score(upscale2d(small, factor), Context()),
-                           tf.function(lambda s=stage: score(images, Context(stage=s)), autograph=False)(),
-                           tf.function(lambda: score(images, Context()), autograph=False)()]
+                           score(upscale2d(small, factor), Context()), all_levels()]
+                if lod in lods[1::3]:
+                    results.append(tf.function(
+                        lambda stage=stage: score(images, Context(stage=stage)), autograph=False)())
                 if lod == 0:
                     results.append(fixed)
                 for result in results:

@@ -428,8 +428,11 @@ class CommandsTest(FiguresTestCase):
         self.assertEqual(stderr, '')
 
     def test_uncurated(self):
-        picture, _ = self.figure('uncurated', 'uncurated.png', '--seed=30', '--rows=2', '--lods=0,1',
-                                 '--scale=2', '--truncation-psi=0.6')
+        run_dir, _ = self.run_in_process('uncurated', f'--network={self.path}', '--seed=30', '--rows=2',
+                                         '--lods=0,1', '--scale=2', '--truncation-psi=0.6')
+        with open(os.path.join(run_dir, 'log.txt')) as file:
+            self.assertIn('\n6/6 img', file.read())
+        picture = self.picture(run_dir, 'uncurated.png')
         self.assertEqual(picture.shape, (64, 48, 3))
         images = common.official_images(self.network, range(30, 36), 0.6)
         self.assert_image(picture[32:, :32][::2, ::2], images[1])

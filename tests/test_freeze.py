@@ -248,6 +248,7 @@ class RunTest(util.RunTest):
                           sched_args=dict(minibatch_gpu_base=8), **FROZEN)
 
     def test_fine_tuning_and_resuming(self):
+        testutil.run_eagerly(self)
         whole = self.fine_tune(self.folder())
         before, after = (legacy.load_pkl(path) for path in (
             self.snapshot, os.path.join(whole.run_dir, 'network-final.pkl')))
@@ -282,8 +283,7 @@ class RunTest(util.RunTest):
 
     def test_growing(self):
         """In a fade: frozen layers stay, among them those that fade in."""
-        tf.config.run_functions_eagerly(True)   # A few steps are done before they would be traced.
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         first = util.train_growing(self.folder(), 'stylegan-f', total_kimg=0)
         path = os.path.join(first.run_dir, 'network-final.pkl')
         run = util.train_growing(self.folder(), 'stylegan-f', resume_pkl=path, D_freeze=1,

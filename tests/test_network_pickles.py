@@ -68,6 +68,7 @@ class PickleTest(tf.test.TestCase):
     @testutil.needs_golden
     def test_golden_outputs(self):
         """Every golden pickle by plain pickle.load, as scripts do, and by load_networks."""
+        testutil.run_eagerly(self)      # Each is called once or twice; the tests of networks trace.
         compared = 0
         for path in sorted(testutil.GOLDEN.glob('*/*.pkl')):
             with self.subTest(path.name):

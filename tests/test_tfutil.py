@@ -209,13 +209,20 @@ class InitTest(tf.test.TestCase):
                               capture_output=True, text=True).stdout.split()
 
     def test_seed_makes_runs_equal(self):
-        code = ("tfutil.init_tf({'rnd.np_random_seed': %d, 'graph_options.place_pruned_graph': True})\n"
-                "print(np.random.rand(), float(tf.random.uniform([])))")
-        first, again, other = (self.run_python(code % seed) for seed in [7, 7, 8])
-        self.assertLen(first, 2)
-        self.assertEqual(first, again)
-        self.assertNotEqual(first[0], other[0])
-        self.assertNotEqual(first[1], other[1])
+        # Each in a process of its own, in which TensorFlow is loaded, but not yet started.
+        code = ("import os\n"
+                "for seed in 7, 7, 8:\n"
+                "    if not os.fork():\n"
+                "        tfutil.init_tf({'rnd.np_random_seed': seed,\n"
+                "                        'graph_options.place_pruned_graph': True})\n"
+                "        print(np.random.rand(), float(tf.random.uniform([])), flush=True)\n"
+                "        os._exit(0)\n"
+                "    os.wait()")
+        numbers = self.run_python(code)
+        self.assertLen(numbers, 6)
+        self.assertEqual(numbers[:2], numbers[2:4])
+        self.assertNotEqual(numbers[0], numbers[4])
+        self.assertNotEqual(numbers[1], numbers[5])
 
     def test_only_the_first_call_acts(self):
         tfutil.init_tf()

@@ -71,8 +71,7 @@ class GoldenLoopTest(tf.test.TestCase):
             D_opt_args=opt_args, lazy_regularization=False, D_first=True, D_repeats=config['num_D_steps'],
             G_update_args=[ORTHOGONAL | dict(strength=config['G_ortho'], form='half')],
             ema_start=config['ema_start'], ema_after='G', ema_all=True)
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         reals, real_labels = testutil.nhwc(a['in/x'].reshape(-1, *a['in/x'].shape[2:])), biggan.one_hot(
             a['in/y_real'])
         batch = config['batch']
@@ -145,8 +144,7 @@ class RoundsTest(tf.test.TestCase):
 
     def test_an_update_that_is_left_out(self):
         """Nothing moves but what the rounds of a minibatch have moved on, which is as without the mishap."""
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         images, labels = make_images(4)
         for rounds in (1, 2):
             subject, plain = make_trainer(G_update_args=[Spoil()]), make_trainer(G_update_args=())
@@ -164,8 +162,7 @@ class RoundsTest(tf.test.TestCase):
 
     def test_hooks_change_gradients_of_the_loss_alone(self):
         """Not those of a regularizer that has updates of its own; what both minimize sees the progress."""
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
 
         def D_loss(_G, _D, ctx, *_args, **_kwargs):
             return lambda: ctx.report('Progress', tf.reshape(ctx.progress, [1])), lambda: tf.zeros([1])
@@ -201,8 +198,7 @@ class RoundsTest(tf.test.TestCase):
 
     def test_average(self):
         """Copies up to ema_start; then weights and running statistics are averaged, u only by ema_all."""
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         for ema_all in (False, True):
             subject = make_trainer(ema_start=2, ema_all=ema_all, D_repeats=1)
             states = []

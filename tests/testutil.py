@@ -5,6 +5,7 @@ then in `../shared/golden` beside the checkout. The few small files that a clone
 `tests/data`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -74,6 +75,23 @@ def build_network(state: legacy.NetworkState, **kwargs):
         name=state.name, **{**state.static_kwargs, **kwargs})
     set_variables(network, state.all_variables())
     return network
+
+
+def run_eagerly(test) -> None:
+    """Without tracing until the end of the test: it takes most of the time of a run of a few steps."""
+    tf.config.run_functions_eagerly(True)
+    test.addCleanup(tf.config.run_functions_eagerly, False)
+
+
+@contextlib.contextmanager
+def traced():
+    """With tracing, also after `run_eagerly`."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def load_networks(*parts: str, **kwargs) -> list:
