@@ -2,9 +2,9 @@
 
     y = act(filter(x)·factor + noise·strength + b)·gain
 
-Each of these steps costs a pass over the activations, and memory is slow. On a CPU there is one compiled
-operation for all of them, and one for the gradient; elsewhere it is composed of upfirdn_2d, TensorFlow's
-operations and fused_bias_act.
+Each of these steps costs a pass over the activations, and memory is slow. There is one compiled operation for
+all of them, and one for the gradient; without them it is composed of upfirdn_2d, TensorFlow's operations and
+fused_bias_act.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.dispatch import compiled_ops, has_gpu
+from custom_ops.dispatch import compiled_ops
 from custom_ops.fused_bias_act import activation_funcs, find_activation, float32_value, fused_bias_act
-from custom_ops.upfirdn_2d import MAX_TAPS, upfirdn_2d
+from custom_ops.upfirdn_2d import fits_compiled, upfirdn_2d
 from dnnlib.util import UserError
 
 # The activations that the compiled operation knows. The others follow it.
@@ -103,14 +103,11 @@ def _check_shapes(x, k, pads, factor, noise, strength, b) -> None:
 
 def _find_ops(impl: str, x: tf.Tensor, k, factor, noise):
     """The compiled operations if they are to be taken."""
-    fits = k is None or max(k.shape) <= MAX_TAPS
-    if impl == 'custom' and not fits:
-        raise UserError(f"impl='custom' takes filters of up to {MAX_TAPS}x{MAX_TAPS} taps. "
-                        f'Received: {k.shape}')
+    fits = k is None or fits_compiled(k, impl)
     ops = compiled_ops(impl, x.dtype, faster=True)
     # Without factor and noise it is no more than fused_bias_act, which leaves to TensorFlow what it fuses.
     alone = impl == 'auto' and k is None and factor is None and noise is None
-    return ops if fits and not alone and not has_gpu() else None
+    return ops if fits and not alone else None
 
 
 def _composed(x, k, pads, factor, noise, strength, b, act, alpha, gain, impl) -> tf.Tensor:

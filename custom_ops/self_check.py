@@ -40,20 +40,26 @@ def _first_failure(device: str) -> str | None:
 
 def _cases():
     """(name, tensors by the compiled operation, the same by TensorFlow's)."""
+    from custom_ops.filter_noise_bias_act import filter_noise_bias_act
     from custom_ops.fused_bias_act import fused_bias_act
     from custom_ops.upfirdn_2d import upfirdn_2d
     random = np.random.RandomState(1)
     k = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 16
     for dtype, shape in itertools.product(TOLERANCE, [(2, 9, 10, 16), (2, 9, 10, 3), (6, 9, 10, 1)]):
-        x = tf.constant(random.randn(*shape), dtype)
-        b = tf.constant(random.randn(shape[-1]), dtype)
-        yield (f'fused_bias_act, {dtype.name}',
-               *(_with_gradient(lambda v, impl=impl, b=b: fused_bias_act(v, b, 3, 'lrelu', impl=impl), x)
-                 for impl in ('custom', 'ref')))
+        x, b, factor, noise = (tf.constant(random.randn(*size), dtype) for size in (
+            shape, shape[3:], (shape[0], shape[3]), (*shape[:3], 1)))
+
+        def both(func, x=x):
+            return (_with_gradient(functools.partial(func, impl=impl), x) for impl in ('custom', 'ref'))
+
+        yield f'fused_bias_act, {dtype.name}', *both(functools.partial(
+            fused_bias_act, b=b, axis=3, act='lrelu'))
         for up, down in [(1, 1), (2, 1), (1, 2)]:
-            yield (f'upfirdn_2d, up {up}, down {down}, {dtype.name}',
-                   *(_with_gradient(lambda v, impl=impl, up=up, down=down: upfirdn_2d(
-                       v, k, up, up, down, down, 2, 1, 2, 1, impl=impl), x) for impl in ('custom', 'ref')))
+            yield f'upfirdn_2d, up {up}, down {down}, {dtype.name}', *both(functools.partial(
+                upfirdn_2d, k=k, upx=up, upy=up, downx=down, downy=down, padx0=2, padx1=1, pady0=2, pady1=1))
+        for options in ({}, {'k': k, 'pads': (2, 1, 2, 1)}):
+            yield f'filter_noise_bias_act{", filter" * bool(options)}, {dtype.name}', *both(functools.partial(
+                filter_noise_bias_act, factor=factor, noise=noise, b=b, act='lrelu', **options))
 
 
 def _with_gradient(func, x):

@@ -102,14 +102,19 @@ def upfirdn_2d(
 
 def _find_compute(impl: str, x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple) -> Callable:
     """The function that computes the forward pass, and with it the gradients."""
+    ops = compiled_ops(impl if fits_compiled(k, impl) else 'ref', x.dtype, _faster(x, up, down))
+    if ops:
+        return functools.partial(_compute_compiled, ops)
+    return _compute_shifted if impl == 'auto' and in_xla() else _compute
+
+
+def fits_compiled(k: np.ndarray, impl: str) -> bool:
+    """Whether the compiled operations take the filter k; UserError if not, and impl='custom' insists."""
     fits = max(k.shape) <= MAX_TAPS and not (has_gpu() and k.size > _MAX_GPU_TAPS)
     if impl == 'custom' and not fits:
         raise UserError(f"impl='custom' takes filters of up to {MAX_TAPS}x{MAX_TAPS} taps, on a GPU "
                         f'{_MAX_GPU_TAPS} in all. Received: {k.shape}')
-    ops = compiled_ops(impl if fits else 'ref', x.dtype, _faster(x, up, down))
-    if ops:
-        return functools.partial(_compute_compiled, ops)
-    return _compute_shifted if impl == 'auto' and in_xla() else _compute
+    return fits
 
 
 def _faster(x: tf.Tensor, up: tuple, down: tuple) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from tensorflow.python.framework import kernels
 
 from custom_ops import build
 from custom_ops.compiler import compile_library, find_compiler, find_nvcc
-from tests.gpu import check_kernels
+from tests.gpu import check_kernels, emulated_ops
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class EmulationTest(tf.test.TestCase):
@@ -29,6 +32,19 @@ class EmulationTest(tf.test.TestCase):
         result = json.loads(process.stdout)
         self.assertEqual(result['failures'], [])
         self.assertGreater(result['checks'], 500)
+
+    def test_operations(self):
+        """Tests of the operations, to the third order, with the GPU kernels in place of those of the CPU."""
+        with tempfile.TemporaryDirectory() as directory:
+            library = os.path.join(directory, 'emulated.so')
+            emulated_ops.build_library(library)
+            command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'tests.gpu.emulated_ops',
+                       'tests/test_custom_ops.py',
+                       'tests/test_filter_noise_bias_act.py::FilterNoiseBiasActTest']
+            process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900,
+                                     cwd=ROOT, env={**os.environ, 'EMULATED_OPS': library})
+        self.assertEqual(process.returncode, 0, process.stdout[-5000:] + process.stderr[-2000:])
+        self.assertGreater(int(re.search(r'(\d+) passed', process.stdout)[1]), 50)
 
     def test_without_nvcc_it_says_so(self):
         with unittest.mock.patch.object(check_kernels, 'find_nvcc', return_value=None), \
@@ -79,19 +95,23 @@ class CompileTest(tf.test.TestCase):
                                    [*plan.cuda_flags(), '-Xptxas=-v'], plan.tf_link_flags, directory, 1800)
             tf.load_op_library(path)
         self.check_report(text, nvcc.archs)
-        for name, in_host_memory in (('StyleganFusedBiasAct', 'constants'), ('StyleganUpFirDn2D', 'k')):
+        for name, in_host_memory in (('StyleganFusedBiasAct', ['constants']), ('StyleganUpFirDn2D', ['k']),
+                                     ('StyleganFusedBiasActSums', ['constants']),
+                                     ('StyleganFilterNoiseBiasAct', ['k', 'constants']),
+                                     ('StyleganFilterNoiseBiasActGrad', ['k', 'constants'])):
             registered = [kernel for kernel in kernels.get_registered_kernels_for_op(name).kernel
                           if kernel.device_type == 'GPU']
             dtypes = {tf.as_dtype(kernel.constraint[0].allowed_values.list.type[0]) for kernel in registered}
             self.assertEqual(dtypes, {tf.float32, tf.float64, tf.float16, tf.bfloat16})
             for kernel in registered:
-                self.assertEqual(list(kernel.host_memory_arg), [in_host_memory])
+                self.assertEqual(list(kernel.host_memory_arg), in_host_memory)
 
     def check_report(self, text, archs):
         """Every kernel is there for every architecture, and none keeps registers in memory."""
         compiled = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", text)
         self.assertEqual({int(arch) for _, arch in compiled}, set(archs))
-        for name in ('bias_act_kernel', 'pixels_kernel', 'rows_kernel', 'general_kernel'):
+        for name in ('bias_act_kernel', 'pixels_kernel', 'rows_kernel', 'general_kernel', 'forward_kernel',
+                     'grad_kernel', 'sum_kernel'):
             for arch in archs:
                 self.assertTrue(any(name in function and int(at) == arch for function, at in compiled),
                                 (name, arch))

@@ -101,6 +101,30 @@ __device__ inline uint4 pack(const double (&v)[2], double) {
   return make_uint4(__double2loint(v[0]), __double2hiint(v[0]), __double2loint(v[1]), __double2hiint(v[1]));
 }
 
+// What a thread handles at once: the numbers of a 16-byte vector, or one number. Index i counts these.
+template <typename T, bool kVectors>
+struct Pack {
+  using Acc = typename Number<T>::Acc;
+  using Raw = uint4;
+  static constexpr int kCount = Number<T>::kVector;
+
+  static __device__ Raw load(const T* from, int64_t i) { return reinterpret_cast<const uint4*>(from)[i]; }
+  static __device__ void unpack(const Raw& raw, Acc (&v)[kCount]) { stylegan::unpack(raw, v, T()); }
+  static __device__ void store(const Acc (&v)[kCount], T* to, int64_t i) {
+    reinterpret_cast<uint4*>(to)[i] = pack(v, T());
+  }
+};
+template <typename T>
+struct Pack<T, false> {
+  using Acc = typename Number<T>::Acc;
+  using Raw = T;
+  static constexpr int kCount = 1;
+
+  static __device__ Raw load(const T* from, int64_t i) { return from[i]; }
+  static __device__ void unpack(const Raw& raw, Acc (&v)[1]) { v[0] = to_acc(raw); }
+  static __device__ void store(const Acc (&v)[1], T* to, int64_t i) { from_acc(v[0], to + i); }
+};
+
 // n / d for 0 ≤ n < 2^(bits - 1) and 1 ≤ d < 2^(bits - 1), by a multiplication: with 2^s the power of two
 // that is not below d and m = 2^bits·(2^s - d) / d, rounded down, plus 1, n / d = (n·m / 2^bits + n) / 2^s
 // (Granlund, Montgomery: Division by invariant integers using multiplication, 1994).

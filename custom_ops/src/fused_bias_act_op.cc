@@ -16,21 +16,17 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "fused_bias_act_cpu.h"
+#include "fused_bias_act_op.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/util/work_sharder.h"
 #include "tf_types.h"
 
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
-using tensorflow::TensorShape;
 using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
@@ -68,105 +64,39 @@ REGISTER_OP("StyleganFusedBiasActSums")
       return tensorflow::OkStatus();
     });
 
-// Elements that share a bias: element i has bias (i / step) % size.
-struct BiasLayout {
-  int64_t size = 1, step = 1;
+// Rough cycles per element.
+int64_t cost(int act, int grad) { return act <= stylegan::kLrelu ? 2 : grad == 0 ? 10 : 5; }
 
-  BiasLayout(const TensorShape& shape, int axis) {
-    size = shape.dim_size(axis);
-    for (int i = axis + 1; i < shape.dims(); ++i) step *= shape.dim_size(i);
-  }
-};
-
-class FusedBiasActBase : public OpKernel {
+template <typename T>
+class CpuFusedBiasActOp : public stylegan::FusedBiasActOp {
  public:
-  explicit FusedBiasActBase(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("axis", &axis_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("act", &act_));
-    OP_REQUIRES(ctx, act_ >= stylegan::kLinear && act_ <= stylegan::kSwish,
-                InvalidArgument("act must be 1 to 9, received ", act_));
-  }
+  using FusedBiasActOp::FusedBiasActOp;
 
  protected:
-  bool check(OpKernelContext* ctx, const Tensor& x, const Tensor& ref, const Tensor& constants, int grad,
-             bool bias) {
-    const bool has_ref = ref.NumElements() > 0 || stylegan::needs_ref(act_, grad);
-    if (constants.dims() != 1 || constants.NumElements() != 2) {
-      ctx->CtxFailure(InvalidArgument("constants must be (alpha, gain), received shape ",
-                                      constants.shape().DebugString()));
-    } else if (bias && (axis_ < 0 || axis_ >= x.dims())) {
-      ctx->CtxFailure(InvalidArgument("axis must be a dimension of x, received ", axis_, " for x of shape ",
-                                      x.shape().DebugString()));
-    } else if (has_ref && ref.shape() != x.shape()) {
-      ctx->CtxFailure(InvalidArgument("ref must have the shape of x, ", x.shape().DebugString(),
-                                      ", received ", ref.shape().DebugString()));
-    }
-    return ctx->status().ok();
-  }
-
-  // Rough cycles per element.
-  int64_t cost(int grad) const { return act_ <= stylegan::kLrelu ? 2 : grad == 0 ? 10 : 5; }
-
-  int axis_, act_;
-};
-
-template <typename T>
-class FusedBiasActOp : public FusedBiasActBase {
- public:
-  explicit FusedBiasActOp(OpKernelConstruction* ctx) : FusedBiasActBase(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad", &grad_));
-    OP_REQUIRES(ctx, grad_ >= 0 && grad_ <= 2, InvalidArgument("grad must be 0, 1 or 2, received ", grad_));
-  }
-
-  void Compute(OpKernelContext* ctx) override {
-    const Tensor &x = ctx->input(0), &b = ctx->input(1), &ref = ctx->input(2), &constants = ctx->input(3);
-    const bool bias = b.dims() != 1 || b.NumElements() > 0;
-    if (!check(ctx, x, ref, constants, grad_, bias)) return;
-    OP_REQUIRES(ctx, !bias || (b.dims() == 1 && b.dim_size(0) == x.dim_size(axis_)),
-                InvalidArgument("b must be a vector as long as dimension ", axis_, " of x or [0]. Received x ",
-                                x.shape().DebugString(), " and b ", b.shape().DebugString()));
-    Tensor* y = nullptr;
-    OP_REQUIRES_OK(ctx, ctx->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
-    if (x.NumElements() == 0) return;
-    const BiasLayout layout = bias ? BiasLayout(x.shape(), axis_) : BiasLayout(TensorShape({1}), 0);
-    using S = typename stylegan::Storage<T>::type;
-    const stylegan::FusedBiasAct<S> kernel(
-        {x.data(), bias ? b.data() : nullptr, ref.NumElements() > 0 ? ref.data() : nullptr, y->data(),
-         x.NumElements(), layout.size, layout.step, constants.flat<double>()(0), constants.flat<double>()(1)},
-        act_, grad_);
+  void run(OpKernelContext* ctx, const stylegan::BiasActArgs& args) const override {
+    const stylegan::FusedBiasAct<typename stylegan::Storage<T>::type> kernel(args, act_, grad_);
     const auto& workers = *ctx->device()->tensorflow_cpu_worker_threads();
-    tensorflow::Shard(workers.num_threads, workers.workers, x.NumElements(), cost(grad_),
+    tensorflow::Shard(workers.num_threads, workers.workers, args.size, cost(act_, grad_),
                       [&](int64_t first, int64_t last) { kernel.run_range(first, last); });
   }
-
- private:
-  int grad_;
 };
 
 template <typename T>
-class FusedBiasActSumsOp : public FusedBiasActBase {
+class CpuFusedBiasActSumsOp : public stylegan::FusedBiasActSumsOp {
  public:
-  using FusedBiasActBase::FusedBiasActBase;
+  using FusedBiasActSumsOp::FusedBiasActSumsOp;
 
-  void Compute(OpKernelContext* ctx) override {
-    const Tensor &x = ctx->input(0), &ref = ctx->input(1), &constants = ctx->input(2);
-    if (!check(ctx, x, ref, constants, 1, true)) return;
-    const BiasLayout layout(x.shape(), axis_);
-    Tensor *dx = nullptr, *db = nullptr;
-    OP_REQUIRES_OK(ctx, ctx->forward_input_or_allocate_output({0}, 0, x.shape(), &dx));
-    OP_REQUIRES_OK(ctx, ctx->allocate_output(1, TensorShape({layout.size}), &db));
-    if (x.NumElements() == 0) {
-      std::fill_n(db->flat<T>().data(), layout.size, T(0));
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::BiasActArgs& args, Tensor* db) const override {
+    using S = typename stylegan::Storage<T>::type;
+    if (args.size == 0) {
+      std::fill_n(db->flat<T>().data(), db->NumElements(), T(0));
       return;
     }
-    using S = typename stylegan::Storage<T>::type;
-    stylegan::FusedBiasActSums<S> kernel(
-        {x.data(), nullptr, ref.NumElements() > 0 ? ref.data() : nullptr, dx->data(), x.NumElements(),
-         layout.size, layout.step, constants.flat<double>()(0), constants.flat<double>()(1)},
-        act_);
+    stylegan::FusedBiasActSums<S> kernel(args, act_);
     const auto& workers = *ctx->device()->tensorflow_cpu_worker_threads();
     tensorflow::Shard(workers.num_threads, workers.workers, kernel.parts(),
-                      cost(1) * (x.NumElements() / kernel.parts()), [&](int64_t first, int64_t last) {
+                      cost(act_, 1) * (args.size / kernel.parts()), [&](int64_t first, int64_t last) {
                         for (int64_t part = first; part < last; ++part) kernel.run_part(part);
                       });
     kernel.finish(static_cast<S*>(db->data()));
@@ -176,10 +106,10 @@ class FusedBiasActSumsOp : public FusedBiasActBase {
 #define REGISTER(T)                                                                                        \
   REGISTER_KERNEL_BUILDER(                                                                                 \
       Name("StyleganFusedBiasAct").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),                  \
-      FusedBiasActOp<T>);                                                                                  \
+      CpuFusedBiasActOp<T>);                                                                               \
   REGISTER_KERNEL_BUILDER(                                                                                 \
       Name("StyleganFusedBiasActSums").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),              \
-      FusedBiasActSumsOp<T>)
+      CpuFusedBiasActSumsOp<T>)
 REGISTER(float);
 REGISTER(double);
 REGISTER(Eigen::half);

@@ -1,31 +1,33 @@
-// GPU kernels of StyleganFusedBiasAct and StyleganUpFirDn2D: the checks of the CPU kernels, then a launcher.
-// See fused_bias_act_op.cc and upfirdn_2d_op.cc for the operations; StyleganFusedBiasActSums has no GPU
-// kernel.
-//
-// Eager mode does not call shape functions: what protects memory is checked when the operation runs.
+// GPU kernels of the operations: the launchers of kernels.h. See *_op.h for the checks and *_op.cc for the
+// meaning.
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
+#include "filter_noise_bias_act_op.h"
+#include "fused_bias_act_op.h"
 #include "kernels.h"
-#include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/platform/stream_executor.h"
+#include "upfirdn_2d_op.h"
 
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
-using tensorflow::TensorShape;
 using tensorflow::errors::Internal;
 using tensorflow::errors::InvalidArgument;
 
-constexpr int kLinear = 1, kSwish = 9;
-constexpr int64_t kMaxTaps = 32;                // Of the filter, along each axis.
-constexpr int64_t kMaxFactor = 1 << 10;
-constexpr int64_t kMaxSize = int64_t{1} << 30;  // Of pads and of images, also upsampled.
+#ifdef STYLEGAN_CUDA_ON_CPU  // To check the kernels where there is no GPU: in place of those of the CPU.
+const char* const kDevice = tensorflow::DEVICE_CPU;
+constexpr int kPriority = 1;
+void* stream_of(OpKernelContext*) { return nullptr; }
+#else
+const char* const kDevice = tensorflow::DEVICE_GPU;
+constexpr int kPriority = 0;
+void* stream_of(OpKernelContext* ctx) {
+  return ctx->op_device_context()->stream()->platform_specific_handle().stream;
+}
+#endif
 
 template <typename T>
 constexpr int kDType = STYLEGAN_FLOAT32;
@@ -36,157 +38,201 @@ constexpr int kDType<Eigen::half> = STYLEGAN_FLOAT16;
 template <>
 constexpr int kDType<Eigen::bfloat16> = STYLEGAN_BFLOAT16;
 
-void* stream_of(OpKernelContext* ctx) {
-  return ctx->op_device_context()->stream()->platform_specific_handle().stream;
+// Reports what a launcher returns.
+void report(OpKernelContext* ctx, const char* error) {
+  if (error != nullptr) ctx->CtxFailure(Internal("GPU kernel: ", error));
 }
 
 template <typename T>
-class FusedBiasActGpuOp : public OpKernel {
+class GpuFusedBiasActOp : public stylegan::FusedBiasActOp {
  public:
-  explicit FusedBiasActGpuOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("axis", &axis_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("act", &act_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad", &grad_));
-    OP_REQUIRES(ctx, act_ >= kLinear && act_ <= kSwish,
-                InvalidArgument("act must be 1 to 9, received ", act_));
-    OP_REQUIRES(ctx, grad_ >= 0 && grad_ <= 2, InvalidArgument("grad must be 0, 1 or 2, received ", grad_));
-  }
+  using FusedBiasActOp::FusedBiasActOp;
 
-  void Compute(OpKernelContext* ctx) override {
-    const Tensor &x = ctx->input(0), &b = ctx->input(1), &ref = ctx->input(2), &constants = ctx->input(3);
-    const bool bias = b.dims() != 1 || b.NumElements() > 0;
-    const bool has_ref = ref.NumElements() > 0 || (grad_ > 0 && act_ != kLinear);
-    OP_REQUIRES(ctx, constants.dims() == 1 && constants.NumElements() == 2,
-                InvalidArgument("constants must be (alpha, gain), received shape ",
-                                constants.shape().DebugString()));
-    OP_REQUIRES(ctx, !bias || (axis_ >= 0 && axis_ < x.dims()),
-                InvalidArgument("axis must be a dimension of x, received ", axis_, " for x of shape ",
-                                x.shape().DebugString()));
-    OP_REQUIRES(ctx, !bias || (b.dims() == 1 && b.dim_size(0) == x.dim_size(axis_)),
-                InvalidArgument("b must be a vector as long as dimension ", axis_,
-                                " of x or [0]. Received x ", x.shape().DebugString(), " and b ",
-                                b.shape().DebugString()));
-    OP_REQUIRES(ctx, !has_ref || ref.shape() == x.shape(),
-                InvalidArgument("ref must have the shape of x, ", x.shape().DebugString(), ", received ",
-                                ref.shape().DebugString()));
-    Tensor* y = nullptr;
-    OP_REQUIRES_OK(ctx, ctx->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
-    if (x.NumElements() == 0) return;
-    StyleganFusedBiasAct args = {};
-    args.x = x.data();
-    args.b = bias ? b.data() : nullptr;
-    args.ref = has_ref ? ref.data() : nullptr;
-    args.y = y->data();
-    args.size = x.NumElements();
-    args.bias_size = bias ? b.dim_size(0) : 1;
-    args.bias_step = 1;
-    for (int i = axis_ + 1; bias && i < x.dims(); ++i) args.bias_step *= x.dim_size(i);
-    args.act = act_;
-    args.grad = grad_;
-    args.dtype = kDType<T>;
-    args.alpha = constants.flat<double>()(0);
-    args.gain = constants.flat<double>()(1);
-    const char* error = stylegan_fused_bias_act_gpu(&args, stream_of(ctx));
-    OP_REQUIRES(ctx, error == nullptr, Internal("StyleganFusedBiasAct: ", error ? error : ""));
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::BiasActArgs& args) const override {
+    const StyleganFusedBiasAct gpu_args = {args.x, args.b, args.ref, args.y, args.size, args.bias_size,
+                                           args.bias_step, act_, grad_, kDType<T>, args.alpha, args.gain};
+    report(ctx, stylegan_fused_bias_act_gpu(&gpu_args, stream_of(ctx)));
   }
+};
 
- private:
-  int axis_, act_, grad_;
+// Runs the launcher with the workspace that it asks for.
+void run_gradient(OpKernelContext* ctx, StyleganNoiseBiasActGrad args) {
+  const tensorflow::TensorShape size({stylegan_noise_bias_act_grad_workspace(&args)});
+  Tensor workspace;
+  OP_REQUIRES_OK(ctx, ctx->allocate_temp(tensorflow::DT_INT8, size, &workspace));
+  args.workspace = workspace.data();
+  report(ctx, stylegan_noise_bias_act_grad_gpu(&args, stream_of(ctx)));
+}
+
+template <typename T>
+class GpuFusedBiasActSumsOp : public stylegan::FusedBiasActSumsOp {
+ public:
+  using FusedBiasActSumsOp::FusedBiasActSumsOp;
+
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::BiasActArgs& args, Tensor* db) const override {
+    OP_REQUIRES(ctx, args.bias_step == 1 && act_ <= stylegan::kLrelu,
+                InvalidArgument("on a GPU axis must be the last one and act 1, 2 or 3, received ", axis_,
+                                " and ", act_));
+    StyleganNoiseBiasActGrad gpu_args = {};
+    gpu_args.v = args.x;
+    gpu_args.ref = args.ref;
+    gpu_args.dx = args.y;
+    gpu_args.dbias = db->data();
+    gpu_args.major = 1;
+    gpu_args.pixels = args.size / std::max<int64_t>(args.bias_size, 1);
+    gpu_args.minor = args.bias_size;
+    gpu_args.act = act_;
+    gpu_args.dtype = kDType<T>;
+    gpu_args.alpha = args.alpha;
+    gpu_args.gain = args.gain;
+    run_gradient(ctx, gpu_args);
+  }
+};
+
+// Failure: InvalidArgument for filters that are too large.
+tensorflow::Status to_gpu(const stylegan::UpFirDnArgs& args, int dtype, StyleganUpFirDn2D* gpu) {
+  if (args.kh * args.kw > STYLEGAN_MAX_TAPS) {
+    return InvalidArgument("k may have ", int{STYLEGAN_MAX_TAPS}, " taps on a GPU, received ", args.kh, " x ",
+                           args.kw);
+  }
+  *gpu = {};
+  gpu->x = args.x;
+  gpu->y = args.y;
+  std::copy_n(args.k, args.kh * args.kw, gpu->k);
+  gpu->kh = args.kh;
+  gpu->kw = args.kw;
+  gpu->upx = args.upx;
+  gpu->upy = args.upy;
+  gpu->downx = args.downx;
+  gpu->downy = args.downy;
+  gpu->padx0 = args.padx0;
+  gpu->pady0 = args.pady0;
+  gpu->major = args.major;
+  gpu->in_h = args.in_h;
+  gpu->in_w = args.in_w;
+  gpu->minor = args.minor;
+  gpu->out_h = args.out_h;
+  gpu->out_w = args.out_w;
+  gpu->dtype = dtype;
+  return tensorflow::OkStatus();
+}
+
+template <typename T>
+class GpuUpFirDn2DOp : public stylegan::UpFirDn2DOp {
+ public:
+  using UpFirDn2DOp::UpFirDn2DOp;
+
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::UpFirDnArgs& args) const override {
+    StyleganUpFirDn2D gpu_args;
+    OP_REQUIRES_OK(ctx, to_gpu(args, kDType<T>, &gpu_args));
+    report(ctx, stylegan_upfirdn_2d_gpu(&gpu_args, stream_of(ctx)));
+  }
 };
 
 template <typename T>
-class UpFirDn2DGpuOp : public OpKernel {
+class GpuFilterNoiseBiasActOp : public stylegan::FilterNoiseBiasActOp {
  public:
-  explicit UpFirDn2DGpuOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("upx", &upx_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("upy", &upy_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("downx", &downx_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("downy", &downy_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("padx0", &padx0_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("padx1", &padx1_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("pady0", &pady0_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("pady1", &pady1_));
-    for (int64_t factor : {upx_, upy_, downx_, downy_}) {
-      OP_REQUIRES(ctx, factor >= 1 && factor <= kMaxFactor,
-                  InvalidArgument("factors must be 1 to ", kMaxFactor, ", received ", factor));
-    }
-    for (int64_t pad : {padx0_, padx1_, pady0_, pady1_}) {
-      OP_REQUIRES(ctx, pad >= -kMaxSize && pad <= kMaxSize,
-                  InvalidArgument("pads must be at most ", kMaxSize, ", received ", pad));
-    }
-  }
+  using FilterNoiseBiasActOp::FilterNoiseBiasActOp;
 
-  void Compute(OpKernelContext* ctx) override {
-    const Tensor &x = ctx->input(0), &k = ctx->input(1);
-    OP_REQUIRES(ctx, x.dims() == 4 && k.dims() == 2,
-                InvalidArgument("x must have rank 4 and k rank 2, received ", x.shape().DebugString(),
-                                " and ", k.shape().DebugString()));
-    OP_REQUIRES(ctx, k.NumElements() <= STYLEGAN_MAX_TAPS,
-                InvalidArgument("k may have ", int{STYLEGAN_MAX_TAPS}, " taps on a GPU, received ",
-                                k.shape().DebugString()));
-    StyleganUpFirDn2D args = {};
-    OP_REQUIRES_OK(ctx, output_size(x.dim_size(1), upy_, downy_, pady0_, pady1_, k.dim_size(0), &args.out_h));
-    OP_REQUIRES_OK(ctx, output_size(x.dim_size(2), upx_, downx_, padx0_, padx1_, k.dim_size(1), &args.out_w));
-    TensorShape shape;  // Grown by one dimension at a time: each checks for overflow.
-    for (int64_t size : {x.dim_size(0), args.out_h, args.out_w, x.dim_size(3)}) {
-      OP_REQUIRES_OK(ctx, shape.AddDimWithStatus(size));
-    }
-    Tensor* y = nullptr;
-    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, shape, &y));
-    if (y->NumElements() == 0) return;
-    args.x = x.data();
-    args.y = y->data();
-    std::copy_n(k.flat<double>().data(), k.NumElements(), args.k);
-    args.kh = k.dim_size(0);
-    args.kw = k.dim_size(1);
-    args.upx = upx_;
-    args.upy = upy_;
-    args.downx = downx_;
-    args.downy = downy_;
-    args.padx0 = padx0_;
-    args.pady0 = pady0_;
-    args.major = x.dim_size(0);
-    args.in_h = x.dim_size(1);
-    args.in_w = x.dim_size(2);
-    args.minor = x.dim_size(3);
-    args.dtype = kDType<T>;
-    const char* error = stylegan_upfirdn_2d_gpu(&args, stream_of(ctx));
-    OP_REQUIRES(ctx, error == nullptr, Internal("StyleganUpFirDn2D: ", error ? error : ""));
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::EpilogueArgs& args,
+           const stylegan::UpFirDnArgs& filter) const override {
+    StyleganFilterNoiseBiasAct gpu_args = {};
+    OP_REQUIRES_OK(ctx, to_gpu(filter, kDType<T>, &gpu_args.filter));
+    gpu_args.factor = args.factor;
+    gpu_args.noise = args.noise;
+    gpu_args.bias = args.bias;
+    gpu_args.ref = args.ref;
+    gpu_args.noise_major = args.noise_major;
+    gpu_args.act = args.act;
+    gpu_args.grad = args.grad;
+    gpu_args.alpha = args.alpha;
+    gpu_args.gain = args.gain;
+    report(ctx, stylegan_filter_noise_bias_act_gpu(&gpu_args, stream_of(ctx)));
+  }
+};
+
+template <typename T>
+class GpuFilterNoiseBiasActGradOp : public stylegan::FilterNoiseBiasActGradOp {
+ public:
+  using FilterNoiseBiasActGradOp::FilterNoiseBiasActGradOp;
+
+ protected:
+  void run(OpKernelContext* ctx, const stylegan::EpilogueGradArgs& args) const override {
+    const bool filter = args.filter.kh > 0;
+    StyleganNoiseBiasActGrad first = {};
+    first.v = args.v;
+    first.ref = args.epilogue.ref;
+    first.dx = const_cast<void*>(args.filter.x);
+    first.dnoise = args.dnoise->NumElements() > 0 ? args.dnoise->data() : nullptr;
+    first.dbias = args.dbias->data();
+    first.major = args.epilogue.major;
+    first.pixels = args.epilogue.h * args.epilogue.w;
+    first.minor = args.epilogue.minor;
+    first.act = args.epilogue.act;
+    first.dtype = kDType<T>;
+    first.alpha = args.epilogue.alpha;
+    first.gain = args.epilogue.gain;
+    if (!filter) return run_gradient(ctx, with_factor(first, args));
+    run_gradient(ctx, first);
+    if (!ctx->status().ok()) return;
+    StyleganUpFirDn2D filter_args;
+    OP_REQUIRES_OK(ctx, to_gpu(args.filter, kDType<T>, &filter_args));
+    report(ctx, stylegan_upfirdn_2d_gpu(&filter_args, stream_of(ctx)));
+    if (!ctx->status().ok() || !has_factor(args)) return;
+    StyleganNoiseBiasActGrad second = {};  // Of what has been filtered: only the factor is left.
+    second.v = second.dx = args.dx->data();
+    second.major = first.major;
+    second.pixels = args.filter.out_h * args.filter.out_w;
+    second.minor = first.minor;
+    second.act = stylegan::kLinear;
+    second.dtype = kDType<T>;
+    second.gain = 1;
+    run_gradient(ctx, with_factor(second, args));
   }
 
  private:
-  static tensorflow::Status output_size(int64_t in, int64_t up, int64_t down, int64_t pad0, int64_t pad1,
-                                        int64_t taps, int64_t* out) {
-    if (taps < 1 || taps > kMaxTaps) {
-      return InvalidArgument("k must have 1 to ", kMaxTaps, " rows and columns, received ", taps);
-    }
-    if (in > kMaxSize / up) return InvalidArgument("an image of ", in, " upsampled by ", up, " is too large");
-    const int64_t padded = in * up + pad0 + pad1;
-    if (padded < taps || padded > kMaxSize) {
-      return InvalidArgument("the padded image has ", padded,
-                             " rows or columns, but must have at least the ", taps, " of k and at most ",
-                             kMaxSize);
-    }
-    *out = (padded - taps) / down + 1;
-    return tensorflow::OkStatus();
-  }
+  static bool has_factor(const stylegan::EpilogueGradArgs& args) { return args.dfactor->NumElements() > 0; }
 
-  int64_t upx_, upy_, downx_, downy_, padx0_, padx1_, pady0_, pady1_;
+  static StyleganNoiseBiasActGrad with_factor(StyleganNoiseBiasActGrad gpu_args,
+                                              const stylegan::EpilogueGradArgs& args) {
+    if (!has_factor(args)) return gpu_args;
+    gpu_args.x = args.x;
+    gpu_args.factor = args.epilogue.factor;
+    gpu_args.dfactor = args.dfactor->data();
+    return gpu_args;
+  }
 };
 
-#define REGISTER(T)                                                                                        \
-  REGISTER_KERNEL_BUILDER(Name("StyleganFusedBiasAct")                                                     \
-                              .Device(tensorflow::DEVICE_GPU)                                              \
-                              .HostMemory("constants")                                                     \
-                              .TypeConstraint<T>("T"),                                                     \
-                          FusedBiasActGpuOp<T>);                                                           \
-  REGISTER_KERNEL_BUILDER(                                                                                 \
-      Name("StyleganUpFirDn2D").Device(tensorflow::DEVICE_GPU).HostMemory("k").TypeConstraint<T>("T"),     \
-      UpFirDn2DGpuOp<T>)
+#define REGISTER_ONE(name, host, Kernel, T)                                                               \
+  REGISTER_KERNEL_BUILDER(                                                                                \
+      Name(name).Device(kDevice).HostMemory(host).TypeConstraint<T>("T").Priority(kPriority), Kernel<T>)
+#define REGISTER(T)                                                                                       \
+  REGISTER_ONE("StyleganFusedBiasAct", "constants", GpuFusedBiasActOp, T);                                \
+  REGISTER_ONE("StyleganFusedBiasActSums", "constants", GpuFusedBiasActSumsOp, T);                        \
+  REGISTER_ONE("StyleganUpFirDn2D", "k", GpuUpFirDn2DOp, T);                                              \
+  REGISTER_KERNEL_BUILDER(Name("StyleganFilterNoiseBiasAct")                                              \
+                              .Device(kDevice)                                                            \
+                              .HostMemory("k")                                                            \
+                              .HostMemory("constants")                                                    \
+                              .TypeConstraint<T>("T")                                                     \
+                              .Priority(kPriority),                                                       \
+                          GpuFilterNoiseBiasActOp<T>);                                                    \
+  REGISTER_KERNEL_BUILDER(Name("StyleganFilterNoiseBiasActGrad")                                          \
+                              .Device(kDevice)                                                            \
+                              .HostMemory("k")                                                            \
+                              .HostMemory("constants")                                                    \
+                              .TypeConstraint<T>("T")                                                     \
+                              .Priority(kPriority),                                                       \
+                          GpuFilterNoiseBiasActGradOp<T>)
 REGISTER(float);
 REGISTER(double);
 REGISTER(Eigen::half);
 REGISTER(Eigen::bfloat16);
 #undef REGISTER
+#undef REGISTER_ONE
 
 }  // namespace

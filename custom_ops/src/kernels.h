@@ -54,6 +54,49 @@ typedef struct StyleganUpFirDn2D {
 
 const char* stylegan_upfirdn_2d_gpu(const StyleganUpFirDn2D* args, void* stream);
 
+// What follows a modulated convolution, in one pass over memory. With v = (x * k)·factor + noise + bias, *
+// the convolution of upfirdn_2d and act one of linear, relu, lrelu:
+//   grad = 0: y = act(v)·gain     grad = 1: y = v·act'·gain, act' taken at ref, the output of grad = 0
+// Images are [major, out_h, out_w, minor] once they are filtered.
+typedef struct StyleganFilterNoiseBiasAct {
+  StyleganUpFirDn2D filter;  // Factors are 1. kh = 0: no filter, the sizes of x and y agree; y may be x then.
+  const void* factor;   // [major, minor]. NULL = 1.
+  const void* noise;    // [noise_major, out_h, out_w], noise_major = major or 1. NULL = 0.
+  const void* bias;     // [minor]. NULL = 0.
+  const void* ref;      // As y. NULL where it is not read: grad = 0 or act = 1.
+  int64_t noise_major;
+  int32_t act;          // 1 linear, 2 relu, 3 lrelu.
+  int32_t grad;
+  double alpha;         // Slope of lrelu.
+  double gain;
+} StyleganFilterNoiseBiasAct;
+
+const char* stylegan_filter_noise_bias_act_gpu(const StyleganFilterNoiseBiasAct* args, void* stream);
+
+// Its gradient but for the filter. With g = v·act'·gain, act' taken at ref, images [major, pixels, minor]:
+//   dx = g·factor     dfactor = sums of g·x over pixels     dnoise = sums of g over channels
+//   dbias = sums of g over images and pixels
+// All sums are made in the same order in every run.
+typedef struct StyleganNoiseBiasActGrad {
+  const void* v;
+  const void* x;        // NULL where dfactor is.
+  const void* factor;   // [major, minor]. NULL = 1.
+  const void* ref;      // As v. NULL where act = 1.
+  void* dx;             // As v. May be v.
+  void* dfactor;        // [major, minor]. NULL = not wanted, as the next two.
+  void* dnoise;         // [major, pixels]
+  void* dbias;          // [minor]
+  void* workspace;      // As many bytes as stylegan_noise_bias_act_grad_workspace says, 16-byte aligned.
+  int64_t major, pixels, minor;
+  int32_t act;          // 1 linear, 2 relu, 3 lrelu.
+  int32_t dtype;        // A StyleganDType.
+  double alpha;         // Slope of lrelu.
+  double gain;
+} StyleganNoiseBiasActGrad;
+
+int64_t stylegan_noise_bias_act_grad_workspace(const StyleganNoiseBiasActGrad* args);
+const char* stylegan_noise_bias_act_grad_gpu(const StyleganNoiseBiasActGrad* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

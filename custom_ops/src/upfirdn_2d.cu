@@ -32,6 +32,9 @@ struct GeneralParams {
   Index in_h, in_w, minor, out_h, out_w;  // minor in outputs or vectors.
   Divider<Index> by_minor, by_width, by_height, by_upx, by_upy;
   int downx, downy, padx0, pady0, kh, kw;
+  int64_t first;                    // Image that this launch starts with.
+  bool follows;                     // Whether an epilogue does.
+  Epilogue epilogue;
   typename Number<T>::Acc k[STYLEGAN_MAX_TAPS];  // Flipped.
 };
 
@@ -51,9 +54,10 @@ struct Span {
 
 template <typename T, typename Index, bool kVectors>
 __global__ void __launch_bounds__(kThreads) general_kernel(const GeneralParams<T, Index> p) {
-  using Acc = typename Number<T>::Acc;
+  using Items = Pack<T, kVectors>;
+  using Acc = typename Items::Acc;
   using Signed = typename Span<Index>::Signed;
-  constexpr int kCount = kVectors ? Number<T>::kVector : 1;
+  constexpr int kCount = Items::kCount;
   for (Index index = Index(blockIdx.x) * kThreads + threadIdx.x; index < p.total;
        index += Index(gridDim.x) * kThreads) {
     const Index pixel = p.by_minor.divide(index), channel = index - pixel * p.minor;
@@ -70,20 +74,18 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const GeneralParams<T
         const Acc tap = taps[x * Signed(p.by_upx.d) - xs.base];
         const Index at = (from + Index(x)) * p.minor + channel;
         Acc v[kCount];
-        if constexpr (kVectors) {
-          unpack(reinterpret_cast<const uint4*>(p.x)[at], v, T());
-        } else {
-          v[0] = to_acc(p.x[at]);
-        }
+        Items::unpack(Items::load(p.x, at), v);
 #pragma unroll
         for (int j = 0; j < kCount; ++j) sum[j] += tap * v[j];
       }
     }
-    if constexpr (kVectors) {
-      reinterpret_cast<uint4*>(p.y)[index] = pack(sum, T());
-    } else {
-      from_acc(sum[0], p.y + index);
+    if (p.follows) {
+      const int64_t pixels = int64_t(p.out_h) * p.out_w, in_image = pixel - image * pixels;
+      const ChannelEpilogue<T, kVectors> follow(p.epilogue, p.first + image, pixels, int(p.minor),
+                                                int(channel));
+      follow.apply(in_image, follow.load_noise(in_image), sum);
     }
+    Items::store(sum, p.y, index);
   }
 }
 
@@ -93,9 +95,17 @@ using Args = StyleganUpFirDn2D;
 int64_t input_size(const Args& a) { return a.in_h * a.in_w * a.minor; }
 int64_t output_size(const Args& a) { return a.out_h * a.out_w * a.minor; }
 
+// Whether pixels are whole vectors of channels.
+template <typename T>
+bool has_vectors(const Args& a, const Epilogue* epilogue) {
+  return a.minor % Number<T>::kVector == 0 && is_aligned(a.x) && is_aligned(a.y) &&
+         (!epilogue || epilogue->has_vectors());
+}
+
+// epilogue: NULL = none, also below.
 template <typename T, typename Index, bool kVectors>
-const char* run_general(const Args& a, int64_t images, void* stream) {
-  constexpr int kCount = kVectors ? Number<T>::kVector : 1;
+const char* run_general(const Args& a, int64_t images, const Epilogue* epilogue, void* stream) {
+  constexpr int kCount = Pack<T, kVectors>::kCount;
   GeneralParams<T, Index> p;
   p.in_h = Index(a.in_h);
   p.in_w = Index(a.in_w);
@@ -113,10 +123,13 @@ const char* run_general(const Args& a, int64_t images, void* stream) {
   p.pady0 = a.pady0;
   p.kh = a.kh;
   p.kw = a.kw;
+  p.follows = epilogue;
+  p.epilogue = epilogue ? *epilogue : Epilogue();
   for (int i = 0; i < STYLEGAN_MAX_TAPS; ++i) p.k[i] = 0;
   for (int i = 0; i < a.kh * a.kw; ++i) p.k[i] = a.k[a.kh * a.kw - 1 - i];
   for (int64_t first = 0; first < a.major; first += images) {
     const int64_t count = a.major - first < images ? a.major - first : images;
+    p.first = first;
     p.x = static_cast<const T*>(a.x) + first * input_size(a);
     p.y = static_cast<T*>(a.y) + first * output_size(a);
     p.total = Index(count * output_size(a) / kCount);
@@ -129,8 +142,8 @@ const char* run_general(const Args& a, int64_t images, void* stream) {
 
 // 32-bit indices, as many images at once as they allow; 64-bit ones where that is less than one.
 template <typename T>
-const char* run_general(const Args& a, void* stream) {
-  const bool vectors = a.minor % Number<T>::kVector == 0 && is_aligned(a.x) && is_aligned(a.y);
+const char* run_general(const Args& a, const Epilogue* epilogue, void* stream) {
+  const bool vectors = has_vectors<T>(a, epilogue);
   const int64_t larger = input_size(a) > output_size(a) ? input_size(a) : output_size(a);
   const auto small = [](int64_t size, int64_t factor, int64_t pad) {
     return size < kMaxImage / factor && pad < kMaxImage && pad > -kMaxImage;
@@ -139,11 +152,11 @@ const char* run_general(const Args& a, void* stream) {
                     small(a.in_w, a.upx, a.padx0) && small(a.out_h, a.downy, 0) && small(a.out_w, a.downx, 0);
   if (fits) {
     const int64_t images = STYLEGAN_CHUNK / larger;
-    return vectors ? run_general<T, uint32_t, true>(a, images, stream)
-                   : run_general<T, uint32_t, false>(a, images, stream);
+    return vectors ? run_general<T, uint32_t, true>(a, images, epilogue, stream)
+                   : run_general<T, uint32_t, false>(a, images, epilogue, stream);
   }
-  return vectors ? run_general<T, uint64_t, true>(a, a.major, stream)
-                 : run_general<T, uint64_t, false>(a, a.major, stream);
+  return vectors ? run_general<T, uint64_t, true>(a, a.major, epilogue, stream)
+                 : run_general<T, uint64_t, false>(a, a.major, epilogue, stream);
 }
 
 // Taps, and where the first tile starts, for a filter of at most 4x4 taps.
@@ -204,15 +217,14 @@ bool separate(const Args& a, TileParams* p) {
   return true;
 }
 
-const char* run_tiles(const Args& a, bool pixels, void* stream) {
-  TileParams p = {};
-  p.in_h = int(a.in_h);
-  p.in_w = int(a.in_w);
-  p.out_h = int(a.out_h);
-  p.out_w = int(a.out_w);
-  prepare_taps(a, pixels, &p);
-  const bool separable = a.upx == 1 && separate(a, &p);
-  return pixels ? run_pixels(a, p, separable, stream) : run_rows(a, p, separable, stream);
+// What the tile kernels need to know; returns whether the filter is separable.
+bool prepare(const Args& a, bool pixels, TileParams* p) {
+  p->in_h = int(a.in_h);
+  p->in_w = int(a.in_w);
+  p->out_h = int(a.out_h);
+  p->out_w = int(a.out_w);
+  prepare_taps(a, pixels, p);
+  return a.upx == 1 && separate(a, p);
 }
 
 // Whether the tile kernels apply: they index within an image, and count the numbers of a row, by 32 bits.
@@ -226,18 +238,18 @@ bool is_common(const Args& a) {
 }
 
 template <typename T>
-const char* run(const Args& a, void* stream) {
-  const bool pixels = a.minor % Number<T>::kVector == 0 && is_aligned(a.x) && is_aligned(a.y);
-  if (!is_common(a) || !(pixels || a.minor <= kMaxFewChannels)) return run_general<T>(a, stream);
-  return run_tiles(a, pixels, stream);
+const char* run(const Args& a, const Epilogue* epilogue, void* stream) {
+  const bool pixels = has_vectors<T>(a, epilogue);
+  if (!is_common(a) || !(pixels || a.minor <= kMaxFewChannels)) return run_general<T>(a, epilogue, stream);
+  TileParams p = {};
+  const bool separable = prepare(a, pixels, &p);
+  if (!epilogue) return pixels ? run_pixels(a, p, separable, stream) : run_rows(a, p, separable, stream);
+  if (!pixels || !separable) return run_general<T>(a, epilogue, stream);
+  p.epilogue = *epilogue;
+  return run_pixels_with_epilogue(a, p, stream);
 }
 
-}  // namespace
-}  // namespace stylegan
-
-extern "C" const char* stylegan_upfirdn_2d_gpu(const StyleganUpFirDn2D* args, void* stream) {
-  using namespace stylegan;
-  const Args& a = *args;
+const char* run(const Args& a, const Epilogue* epilogue, void* stream) {
   if (a.kh < 1 || a.kw < 1 || a.kh > STYLEGAN_MAX_TAPS || a.kw > STYLEGAN_MAX_TAPS ||
       a.kh * a.kw > STYLEGAN_MAX_TAPS) {
     return "upfirdn_2d: the filter must have 1 to 256 taps";
@@ -248,10 +260,22 @@ extern "C" const char* stylegan_upfirdn_2d_gpu(const StyleganUpFirDn2D* args, vo
   }
   if (a.major == 0 || a.minor == 0 || a.out_h == 0 || a.out_w == 0) return nullptr;
   switch (a.dtype) {
-    case STYLEGAN_FLOAT32: return run<float>(a, stream);
-    case STYLEGAN_FLOAT16: return run<Half>(a, stream);
-    case STYLEGAN_BFLOAT16: return run<BFloat16>(a, stream);
-    case STYLEGAN_FLOAT64: return run_general<double>(a, stream);
+    case STYLEGAN_FLOAT32: return run<float>(a, epilogue, stream);
+    case STYLEGAN_FLOAT16: return run<Half>(a, epilogue, stream);
+    case STYLEGAN_BFLOAT16: return run<BFloat16>(a, epilogue, stream);
+    case STYLEGAN_FLOAT64: return run_general<double>(a, epilogue, stream);
   }
   return "upfirdn_2d: unknown dtype";
+}
+
+}  // namespace
+
+const char* upfirdn_2d_with_epilogue(const StyleganUpFirDn2D& args, const Epilogue& epilogue, void* stream) {
+  return run(args, &epilogue, stream);
+}
+
+}  // namespace stylegan
+
+extern "C" const char* stylegan_upfirdn_2d_gpu(const StyleganUpFirDn2D* args, void* stream) {
+  return stylegan::run(*args, nullptr, stream);
 }

@@ -9,9 +9,30 @@ namespace {
 template <int kDown>
 constexpr int kOutputRows = kDown == 1 ? 8 : 4;
 
+// Blocks that share a multiprocessor: as many as the registers of a thread allow.
+template <typename T, int kUp, bool kSeparable, bool kEpilogue>
+constexpr int kBlocks = kUp == 2 || (kSeparable && !(kEpilogue && sizeof(T) == 2)) ? 3 : 2;
+
+// What is done to a filtered vector before it is stored: nothing, or the epilogue.
+template <typename T, bool kEpilogue>
+struct Follow {
+  __device__ Follow(const TileParams&, int64_t, int) {}
+  __device__ void apply(int, float (&)[Number<T>::kVector]) const {}
+};
+template <typename T>
+struct Follow<T, true> {
+  ChannelEpilogue<T, true> epilogue;
+
+  __device__ Follow(const TileParams& p, int64_t image, int vector)
+      : epilogue(p.epilogue, image, p.out_h * p.out_w, p.minor, vector) {}
+  __device__ void apply(int pixel, float (&v)[Number<T>::kVector]) const {
+    epilogue.apply(pixel, epilogue.load_noise(pixel), v);
+  }
+};
+
 // Images whose pixels are vectors. Threads of a block: vectors of channels, columns, groups of rows.
-template <typename T, int kUp, int kDown, bool kSeparable>
-__global__ void __launch_bounds__(kThreads, kSeparable || kUp == 2 ? 3 : 2)
+template <typename T, int kUp, int kDown, bool kSeparable, bool kEpilogue>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kUp, kSeparable, kEpilogue>)
     pixels_kernel(const TileParams p) {
   STYLEGAN_SHARED_MEMORY(tile);
   constexpr int kCount = Number<T>::kVector;
@@ -47,10 +68,13 @@ __global__ void __launch_bounds__(kThreads, kSeparable || kUp == 2 ? 3 : 2)
     const int first_y = (at.y * p.groups + group) * kRows - p.skip_y;  // Of the outputs.
     const int first_x = ((at.x << p.log_lanes) + lane) * kUp - p.skip_x;
     uint4* image = static_cast<uint4*>(p.y) + int64_t(at.major) * (p.out_h * p.out_w * p.minor);
-    const auto store = [&](int y, int x, const float(&sum)[kCount]) {
-      const int to = first_vector + vector;
+    const int to = first_vector + vector;
+    const Follow<T, kEpilogue> follow(p, p.first + at.major, to < p.minor ? to : 0);
+    const auto store = [&](int y, int x, float(&sum)[kCount]) {
       if (unsigned(y) < unsigned(p.out_h) && unsigned(x) < unsigned(p.out_w) && to < p.minor) {
-        image[(y * p.out_w + x) * p.minor + to] = pack(sum, T());
+        const int pixel = y * p.out_w + x;
+        follow.apply(pixel, sum);
+        image[pixel * p.minor + to] = pack(sum, T());
       }
     };
     const uint4* in = tile + group * (kRows * kDown / kUp) * pitch + (lane * kDown << p.log_vectors) + vector;
@@ -90,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kSeparable || kUp == 2 ? 3 : 2)
   }
 }
 
-template <typename T, int kUp, int kDown, bool kSeparable>
+template <typename T, int kUp, int kDown, bool kSeparable, bool kEpilogue = false>
 const char* run(const StyleganUpFirDn2D& a, TileParams p, void* stream) {
   constexpr int kRows = kOutputRows<kDown>;
   p.minor = int(a.minor / Number<T>::kVector);
@@ -106,7 +130,7 @@ const char* run(const StyleganUpFirDn2D& a, TileParams p, void* stream) {
   while (p.groups > 1 && bytes() > kSharedBytes) --p.groups;
   p.tile_in_h = input_span(kUp, kDown, p.groups * kRows);
   p.by_row = Divider<uint32_t>(p.tile_in_w);
-  return launch_tiles<T>(pixels_kernel<T, kUp, kDown, kSeparable>, a, p, 1,
+  return launch_tiles<T>(pixels_kernel<T, kUp, kDown, kSeparable, kEpilogue>, a, p, 1,
                          ceil_div(p.minor, 1 << p.log_vectors), ceil_div(a.out_w + p.skip_x, width),
                          ceil_div(a.out_h + p.skip_y, p.groups * kRows),
                          p.groups << (p.log_vectors + p.log_lanes), bytes(), stream);
@@ -126,6 +150,14 @@ const char* run_pixels(const StyleganUpFirDn2D& args, TileParams p, bool separab
     case STYLEGAN_FLOAT32: return run<float>(args, p, separable, stream);
     case STYLEGAN_FLOAT16: return run<Half>(args, p, separable, stream);
     default: return run<BFloat16>(args, p, separable, stream);
+  }
+}
+
+const char* run_pixels_with_epilogue(const StyleganUpFirDn2D& args, TileParams p, void* stream) {
+  switch (args.dtype) {
+    case STYLEGAN_FLOAT32: return run<float, 1, 1, true, true>(args, p, stream);
+    case STYLEGAN_FLOAT16: return run<Half, 1, 1, true, true>(args, p, stream);
+    default: return run<BFloat16, 1, 1, true, true>(args, p, stream);
   }
 }
 

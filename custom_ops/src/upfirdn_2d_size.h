@@ -34,6 +34,13 @@ inline tensorflow::Status check_pad(int64_t pad) {
   return tensorflow::errors::InvalidArgument("pads must be at most ", kMaxSize, ", received ", pad);
 }
 
+// Grown by one dimension at a time: each checks for overflow.
+inline tensorflow::Status make_shape(int64_t major, int64_t h, int64_t w, int64_t minor,
+                                     tensorflow::TensorShape* shape) {
+  for (int64_t size : {major, h, w, minor}) TF_RETURN_IF_ERROR(shape->AddDimWithStatus(size));
+  return tensorflow::OkStatus();
+}
+
 }  // namespace stylegan
 
 #endif  // STYLEGAN_UPFIRDN_2D_SIZE_H_

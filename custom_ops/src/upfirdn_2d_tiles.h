@@ -6,6 +6,7 @@
 #include "kernels.h"
 
 #include "cuda_common.h"
+#include "epilogue_cuda.h"
 
 namespace stylegan {
 
@@ -23,7 +24,8 @@ struct TileParams {
   const void* x;
   void* y;
   unsigned tiles;
-  int major;                        // Images in this launch.
+  int64_t first;                    // Image that this launch starts with ...
+  int major;                        // ... and how many it has.
   int in_h, in_w, minor, out_h, out_w;
   Divider<uint32_t> by_chunks, by_tiles_x, by_tiles_y;  // Groups of channels, tiles per image.
   int first_x, first_y;             // Input column and row with which the first tile starts.
@@ -38,6 +40,7 @@ struct TileParams {
   unsigned present;                 // Bit i is set where tap i exists: taps that do not must not make 0·∞.
   float k[kTaps * kTaps];           // Flipped taps [y][x]; for up = 2 [row of a pair][column][sample y][x].
   float ky[kTaps], kx[kTaps];       // The same where the filter is an outer product.
+  Epilogue epilogue;                // run_pixels_with_epilogue: what follows, of all images.
 };
 
 __device__ inline bool is_present(const TileParams& p, int tap) { return p.present >> tap & 1; }
@@ -133,6 +136,7 @@ const char* launch_tiles(void (*kernel)(TileParams), const StyleganUpFirDn2D& a,
     p.x = static_cast<const T*>(a.x) + first * a.in_h * a.in_w * a.minor;
     p.y = static_cast<T*>(a.y) + first * a.out_h * a.out_w * a.minor;
     p.misaligned = unsigned(reinterpret_cast<uintptr_t>(p.x) % 16 / sizeof(T));
+    p.first = first;
     p.major = min_int(a.major - first, most);
     p.tiles = unsigned(ceil_div(p.major, per_block) * tiles);
     const char* error = launch(kernel, p.tiles, threads, bytes, stream, p);
@@ -145,6 +149,9 @@ const char* launch_tiles(void (*kernel)(TileParams), const StyleganUpFirDn2D& a,
 // upfirdn_2d_rows.cu; separable: p.ky and p.kx may be used.
 const char* run_pixels(const StyleganUpFirDn2D& args, TileParams p, bool separable, void* stream);
 const char* run_rows(const StyleganUpFirDn2D& args, TileParams p, bool separable, void* stream);
+
+// run_pixels for separable filters, with p.epilogue in the same pass.
+const char* run_pixels_with_epilogue(const StyleganUpFirDn2D& args, TileParams p, void* stream);
 
 }  // namespace stylegan
 

@@ -10,6 +10,7 @@ barriers, but not what depends on real parallelism, nor errors of nvcc.
 """
 
 import argparse
+import contextlib
 import ctypes
 import itertools
 import json
@@ -31,7 +32,7 @@ SIZES = {'float32': 4, 'float16': 2, 'bfloat16': 2, 'float64': 8}
 PRECISION = {'float32': (2 ** -24, 0, 2e-6), 'float16': (2 ** -11, 2 ** -24, 2e-6),
              'bfloat16': (2 ** -8, 0, 2e-6), 'float64': (2 ** -53, 0, 2e-14)}
 ACTS = ('linear', 'relu', 'lrelu', 'tanh', 'sigmoid', 'elu', 'selu', 'softplus', 'swish')
-COPY, COPY_KERNEL, BIAS_ACT, UPFIRDN = range(4)         # What harness_run takes.
+COPY, COPY_KERNEL, BIAS_ACT, UPFIRDN, EPILOGUE, EPILOGUE_GRAD = range(6)  # What harness_run takes.
 GUARD = 256                                             # Bytes before and behind every buffer.
 
 
@@ -56,6 +57,25 @@ class UpFirDnArgs(ctypes.Structure):
                                                       'pady0')),
                 *((name, ctypes.c_int64) for name in ('major', 'in_h', 'in_w', 'minor', 'out_h', 'out_w')),
                 ('dtype', ctypes.c_int32)]
+
+
+class EpilogueArgs(ctypes.Structure):
+    """StyleganFilterNoiseBiasAct of kernels.h."""
+
+    _fields_ = [('filter', UpFirDnArgs),
+                *((name, ctypes.c_void_p) for name in ('factor', 'noise', 'bias', 'ref')),
+                ('noise_major', ctypes.c_int64), ('act', ctypes.c_int32), ('grad', ctypes.c_int32),
+                ('alpha', ctypes.c_double), ('gain', ctypes.c_double)]
+
+
+class EpilogueGradArgs(ctypes.Structure):
+    """StyleganNoiseBiasActGrad of kernels.h."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ('v', 'x', 'factor', 'ref', 'dx', 'dfactor', 'dnoise',
+                                                       'dbias', 'workspace')),
+                *((name, ctypes.c_int64) for name in ('major', 'pixels', 'minor')),
+                ('act', ctypes.c_int32), ('dtype', ctypes.c_int32),
+                ('alpha', ctypes.c_double), ('gain', ctypes.c_double)]
 
 
 class CopyArgs(ctypes.Structure):
@@ -254,6 +274,12 @@ class Device:
     def run(self, what: int, args: ctypes.Structure) -> None:
         self.call('run', what, ctypes.byref(args))
 
+    def workspace(self, args: EpilogueGradArgs) -> int:
+        """Bytes that the gradient needs besides its outputs."""
+        size = ctypes.c_int64()
+        self.call('workspace', ctypes.byref(args), ctypes.byref(size))
+        return size.value
+
     def time(self, what: int, args: ctypes.Structure, repeats: int = 20) -> float:
         """Median seconds."""
         ms = (ctypes.c_float * repeats)()
@@ -288,12 +314,15 @@ class Buffer:
 
     def read(self, dtype: str) -> np.ndarray:
         """The content as float64; CheckError when a guard zone was written."""
+        return decode(self.check_guards().view(np.uint16 if dtype == 'bfloat16' else dtype), dtype)
+
+    def check_guards(self) -> np.ndarray:
+        """The content as bytes; CheckError when a guard zone was written."""
         raw = np.empty(self.size + self.shift + 2 * GUARD, np.uint8)
         self.device.copy(raw.ctypes.data, self.base.value, raw.size, 1)
-        inner = raw[GUARD + self.shift:GUARD + self.shift + self.size]
         if (raw[:GUARD + self.shift] != 0xff).any() or (raw[GUARD + self.shift + self.size:] != 0xff).any():
             raise CheckError('numbers before or behind the output were overwritten')
-        return decode(inner.copy().view(np.uint16 if dtype == 'bfloat16' else dtype), dtype)
+        return raw[GUARD + self.shift:GUARD + self.shift + self.size].copy()
 
 
 def run_upfirdn(device: Device, x: np.ndarray, k: np.ndarray, up: tuple, down: tuple, pad0: tuple, out: tuple,
@@ -453,6 +482,119 @@ def check_bias_act(device, rng, number, grad, layout, gain, dtype, shift, in_pla
     compare(y[usable], want[usable], magnitude[usable] * (1e6 if dtype == 'float64' else 1), dtype)
 
 
+def epilogue_cases(rng: np.random.Generator, quick: bool) -> Iterator[tuple[str, Callable]]:
+    """(description, check(device)) of filter_noise_bias_act and of its gradient."""
+    # [major, h, w, minor]: few and many pixels and channels, vectors and not; several tiles, warps, chunks.
+    shapes = [(2, 9, 11, 8), (3, 5, 7, 40), (1, 35, 37, 16), (2, 6, 5, 136), (1, 3, 4, 520), (2, 2, 3, 1100),
+              (2, 13, 7, 3), (1, 70, 90, 4), (5, 1, 1, 64), (2, 8, 9, 17), (1, 4, 3, 300), (2, 1, 70, 256)]
+    all_filters = {'none': None, **{name: k for name, k in filters(rng).items() if name in
+                                    ('4x4', '4x4 any', '3x3', '5x6')}}
+    cases = list(itertools.product(DTYPES, shapes, all_filters, ACTS[:3], (0, 1)))
+    rng.shuffle(cases)
+    if quick:
+        first = {}
+        for case in cases:
+            dtype, shape, name, act, grad = case
+            first.setdefault((dtype, shape, name in ('none', '4x4') and name), case)
+            first.setdefault((dtype, name, act, grad), case)
+        cases = list(first.values())
+    for dtype, shape, name, act, grad in cases:
+        k = all_filters[name]
+        k = None if k is None else k.astype(np.float32).astype(np.float64)
+        given = {part: bool(rng.random() < 0.75) for part in ('factor', 'noise', 'bias')}
+        options = {'one_noise': bool(rng.random() < 0.3),
+                   'gain': float(rng.choice([1, 2 ** 0.5, 0.5, -1.25])),
+                   'shift': SIZES[dtype] if rng.random() < 0.15 else 0}
+        text = f'filter_noise_bias_act {dtype} {shape} k {name} {act} grad {grad} {given} {options}'
+        yield text, lambda device, a=(dtype, shape, k, act, grad, given), o=options: check_epilogue(
+            device, rng, *a, **o)
+        text = f'noise_bias_act_grad {dtype} {shape} {act} {given} {options}'
+        yield text, lambda device, a=(dtype, shape, act, given), o=options: check_epilogue_grad(
+            device, rng, *a, **o)
+
+
+def check_epilogue(device, rng, dtype, shape, k, act, grad, given, one_noise, gain, shift) -> None:
+    major, h, w, minor = shape
+    pad0 = (0, 0) if k is None else tuple(int(p) for p in rng.integers(-1, 4, size=2))
+    out = (h, w) if k is None else tuple(max(edge + pad + int(rng.integers(0, 3)) - taps + 1, 1)
+                                         for edge, pad, taps in zip((h, w), pad0, k.shape, strict=True))
+    numbers = {'x': shape, 'factor': (major, minor), 'noise': (1 if one_noise else major, *out, 1),
+               'bias': (minor,), 'ref': (major, *out, minor)}
+    stored = {name: encode(rng.normal(size=size), dtype) for name, size in numbers.items()}
+    value = {name: decode(content, dtype) for name, content in stored.items()}
+    same = ((1, 1), (1, 1), pad0, out)
+    v, size = value['x'], abs(value['x'])
+    if k is not None:
+        v, size = upfirdn(v, k, *same), upfirdn(size, abs(k), *same)
+    if given['factor']:
+        v, size = v * value['factor'][:, None, None], size * abs(value['factor'][:, None, None])
+    for name in ('noise', 'bias'):
+        if given[name]:
+            v, size = v + value[name], size + abs(value[name])
+    alpha = 0.2
+    slope = {'linear': 1, 'relu': 0, 'lrelu': alpha}[act]
+    if grad:
+        want = v * np.where(value['ref'] / gain > 0, 1, slope) * gain
+    else:
+        want = activation(v, act, alpha) * gain
+    args = EpilogueArgs(noise_major=1 if one_noise else major, act=ACTS.index(act) + 1, grad=grad,
+                        alpha=alpha, gain=gain)
+    f = args.filter
+    f.upx = f.upy = f.downx = f.downy = 1
+    f.pady0, f.padx0 = pad0
+    f.major, f.in_h, f.in_w, f.minor, f.out_h, f.out_w = major, h, w, minor, *out
+    f.dtype = DTYPES.index(dtype)
+    if k is not None:
+        f.kh, f.kw = k.shape
+        f.k[:k.size] = k.ravel().tolist()
+    with contextlib.ExitStack() as stack:
+        at = {name: stack.enter_context(Buffer(device, content, shift)).address
+              for name, content in stored.items()}
+        target = stack.enter_context(Buffer(device, want.size * SIZES[dtype], shift))
+        f.x, f.y = at['x'], target.address
+        for name in ('factor', 'noise', 'bias'):
+            setattr(args, name, at[name] if given[name] else None)
+        args.ref = at['ref'] if grad and act != 'linear' else None
+        device.run(EPILOGUE, args)
+        y = target.read(dtype).reshape(want.shape)
+    compare(y, want, size * abs(gain), dtype)
+
+
+def check_epilogue_grad(device, rng, dtype, shape, act, given, one_noise, gain, shift) -> None:
+    major, h, w, minor = shape
+    numbers = {'v': shape, 'x': shape, 'factor': (major, minor), 'ref': shape}
+    stored = {name: encode(rng.normal(size=size), dtype) for name, size in numbers.items()}
+    value = {name: decode(content, dtype) for name, content in stored.items()}
+    slope = {'linear': 1, 'relu': 0, 'lrelu': 0.2}[act]
+    g = value['v'] * np.where(value['ref'] / gain > 0, 1, slope) * gain
+    wanted = {'dx': (g * (value['factor'][:, None, None] if given['factor'] else 1), abs(g)),
+              'dfactor': ((g * value['x']).sum(axis=(1, 2)), abs(g * value['x']).sum(axis=(1, 2))),
+              'dnoise': (g.sum(axis=3), abs(g).sum(axis=3)),
+              'dbias': (g.sum(axis=(0, 1, 2)), abs(g).sum(axis=(0, 1, 2)))}
+    wants = {name: given.get(name[1:], True) for name in wanted}
+    args = EpilogueGradArgs(major=major, pixels=h * w, minor=minor, act=ACTS.index(act) + 1,
+                            dtype=DTYPES.index(dtype), alpha=0.2, gain=gain)
+    with contextlib.ExitStack() as stack:
+        at = {name: stack.enter_context(Buffer(device, content, shift)).address
+              for name, content in stored.items()}
+        targets = {name: stack.enter_context(Buffer(device, want.size * SIZES[dtype], shift))
+                   for name, (want, _) in wanted.items()}
+        args.v, args.ref = at['v'], at['ref'] if act != 'linear' else None
+        args.x, args.factor = (at[name] if given['factor'] else None for name in ('x', 'factor'))
+        for name, target in targets.items():
+            setattr(args, name, target.address if wants[name] else None)
+        workspace = stack.enter_context(Buffer(device, device.workspace(args)))
+        args.workspace = workspace.address
+        device.run(EPILOGUE_GRAD, args)
+        for name, (want, magnitude) in wanted.items():
+            if wants[name]:
+                try:
+                    compare(targets[name].read(dtype).reshape(want.shape), want, magnitude, dtype)
+                except CheckError as error:
+                    raise CheckError(f'{name}: {error}') from None
+        workspace.check_guards()
+
+
 def check_huge(device: Device, rng: np.random.Generator) -> str:
     """More than 2^31 elements: a period of random numbers, many times over, gives a period of outputs."""
     period, repeats = 8 * 67 * 69 * 8, (2 ** 31 + 2 ** 28) // (8 * 67 * 69 * 8)
@@ -512,6 +654,11 @@ def timing_cases() -> Iterator[tuple[str, str, dict]]:
                 ('up 2 RGB', (n * 2, 512, 512, 3), 2, 1, (2, 1)),
                 ('down 2 RGB', (n * 2, 1024, 1024, 3), 1, 2, (1, 1))):
             yield layout, dtype, {'name': name, 'shape': shape, 'up': up, 'down': down, 'pad': pad}
+    for dtype, (name, what, blur) in itertools.product(DTYPES[:3], (
+            ('factor noise bias lrelu', EPILOGUE, False), ('blur factor noise bias lrelu', EPILOGUE, True),
+            ('gradient of all but blur', EPILOGUE_GRAD, False))):
+        n = 32 if SIZES[dtype] == 2 else 16
+        yield 'NHWC', dtype, {'name': name, 'epilogue': what, 'blur': blur, 'shape': (n, 256, 256, 64)}
 
 
 def time_cases(device: Device, rng: np.random.Generator) -> list[dict]:
@@ -527,32 +674,9 @@ def time_cases(device: Device, rng: np.random.Generator) -> list[dict]:
     noise = rng.normal(size=2 ** 20)
     for layout, dtype, case in timing_cases():
         n, h, w, c = case['shape']
-        size, element = n * h * w * c, SIZES[dtype]
-        data = encode(np.resize(noise, size), dtype)
-        if 'act' in case:
-            out, what = (h, w), BIAS_ACT
-            args = BiasActArgs(size=size, bias_size=c, bias_step=1 if layout == 'NHWC' else h * w,
-                               act=case['act'], grad=case['grad'], dtype=DTYPES.index(dtype), alpha=0.2,
-                               gain=2 ** 0.5)
-            moved = size * element * (3 if case['grad'] else 2)
-        else:
-            up, down, what = case['up'], case['down'], UPFIRDN
-            out = tuple((edge * up + sum(case['pad']) - 4) // down + 1 for edge in (h, w))
-            args = UpFirDnArgs(kh=4, kw=4, upx=up, upy=up, downx=down, downy=down, padx0=case['pad'][0],
-                               pady0=case['pad'][0], major=n, in_h=h, in_w=w, minor=c, out_h=out[0],
-                               out_w=out[1], dtype=DTYPES.index(dtype))
-            if layout == 'NCHW':
-                args.major, args.minor = n * c, 1
-            args.k[:16] = (np.outer([1, 3, 3, 1], [1, 3, 3, 1]) * up ** 2 / 64).ravel().tolist()
-            moved = (size + n * c * out[0] * out[1]) * element
-        with Buffer(device, data) as x, Buffer(device, n * c * out[0] * out[1] * element) as y, \
-                Buffer(device, encode(noise[:c], dtype)) as b:
-            args.x, args.y = x.address, y.address
-            if what == BIAS_ACT:
-                args.b, args.ref = None if case['grad'] else b.address, x.address if case['grad'] else None
-                if case['grad']:  # A third array: ref must not be x.
-                    args.x = y.address
-            seconds = device.time(what, args)
+        data = encode(np.resize(noise, n * h * w * c), dtype)
+        time_case = time_epilogue if 'epilogue' in case else time_bias_act if 'act' in case else time_upfirdn
+        seconds, moved = time_case(device, layout, dtype, case, data)
         row = {'name': case['name'], 'layout': layout, 'dtype': dtype,
                'shape': 'x'.join(map(str, (n, h, w, c))), 'us': seconds * 1e6, 'GB/s': moved / seconds / 1e9,
                '% of copy': 100 * moved / seconds / max(copies.values())}
@@ -563,6 +687,71 @@ def time_cases(device: Device, rng: np.random.Generator) -> list[dict]:
                 row['PyTorch us'] = str(error).partition('\n')[0][:40]
         rows.append(row)
     return rows
+
+
+def time_bias_act(device: Device, layout: str, dtype: str, case: dict,
+                  data: np.ndarray) -> tuple[float, int]:
+    """(median seconds, bytes moved)."""
+    _, h, w, c = case['shape']
+    args = BiasActArgs(size=data.size, bias_size=c, bias_step=1 if layout == 'NHWC' else h * w,
+                       act=case['act'], grad=case['grad'], dtype=DTYPES.index(dtype), alpha=0.2,
+                       gain=2 ** 0.5)
+    with Buffer(device, data) as x, Buffer(device, data.nbytes) as y, Buffer(device, data[:c]) as b:
+        args.x, args.b, args.y = x.address, b.address, y.address
+        if case['grad']:  # Of three arrays.
+            args.x, args.b, args.ref = y.address, None, x.address
+        return device.time(BIAS_ACT, args), data.nbytes * (3 if case['grad'] else 2)
+
+
+def time_upfirdn(device: Device, layout: str, dtype: str, case: dict,
+                 data: np.ndarray) -> tuple[float, int]:
+    """(median seconds, bytes moved)."""
+    n, h, w, c = case['shape']
+    up, down, pad = case['up'], case['down'], case['pad']
+    out = tuple((edge * up + sum(pad) - 4) // down + 1 for edge in (h, w))
+    args = UpFirDnArgs(upx=up, upy=up, downx=down, downy=down, padx0=pad[0], pady0=pad[0], major=n, in_h=h,
+                       in_w=w, minor=c, out_h=out[0], out_w=out[1], dtype=DTYPES.index(dtype))
+    if layout == 'NCHW':
+        args.major, args.minor = n * c, 1
+    set_blur(args, up)
+    size = n * c * out[0] * out[1] * SIZES[dtype]
+    with Buffer(device, data) as x, Buffer(device, size) as y:
+        args.x, args.y = x.address, y.address
+        return device.time(UPFIRDN, args), data.nbytes + size
+
+
+def set_blur(args: UpFirDnArgs, up: int = 1) -> None:
+    args.kh = args.kw = 4
+    args.k[:16] = (np.outer([1, 3, 3, 1], [1, 3, 3, 1]) * up ** 2 / 64).ravel().tolist()
+
+
+def time_epilogue(device: Device, _: str, dtype: str, case: dict,
+                  data: np.ndarray) -> tuple[float, int]:
+    """(median seconds, bytes moved), those of noise, factors and sums left out."""
+    n, h, w, c = case['shape']
+    options = dict(act=3, alpha=0.2, gain=2 ** 0.5)
+    with contextlib.ExitStack() as stack:
+        x, factor, noise, bias = (stack.enter_context(Buffer(device, part)).address for part in (
+            data, data[:n * c], data[:n * h * w], data[:c]))
+        y = stack.enter_context(Buffer(device, data.nbytes)).address
+        if case['epilogue'] == EPILOGUE:
+            args = EpilogueArgs(factor=factor, noise=noise, bias=bias, noise_major=n, **options)
+            f = args.filter
+            f.x, f.y, f.upx, f.upy, f.downx, f.downy, f.dtype = x, y, 1, 1, 1, 1, DTYPES.index(dtype)
+            f.major, f.in_h, f.in_w, f.minor, f.out_h, f.out_w = n, h, w, c, h, w
+            if case['blur']:
+                f.padx0 = f.pady0 = 2
+                set_blur(f)
+            return device.time(EPILOGUE, args), 2 * data.nbytes
+        v = stack.enter_context(Buffer(device, data)).address
+        ref = stack.enter_context(Buffer(device, data)).address
+        sums = [stack.enter_context(Buffer(device, size * SIZES[dtype])).address
+                for size in (n * c, n * h * w, c)]
+        args = EpilogueGradArgs(v=v, x=x, factor=factor, ref=ref, dx=y, dfactor=sums[0], dnoise=sums[1],
+                                dbias=sums[2], major=n, pixels=h * w, minor=c, dtype=DTYPES.index(dtype),
+                                **options)
+        args.workspace = stack.enter_context(Buffer(device, device.workspace(args))).address
+        return device.time(EPILOGUE_GRAD, args), 4 * data.nbytes
 
 
 def import_torch():
@@ -581,8 +770,23 @@ def time_torch(torch, layout: str, dtype: str, case: dict) -> float:
     x = torch.randn(n, c, h, w, device='cuda').to(getattr(torch, dtype))
     if layout == 'NHWC':
         x = x.to(memory_format=torch.channels_last)
-    if 'act' in case:
-        b, ref = torch.randn(1, c, 1, 1, device='cuda').to(x.dtype), torch.randn_like(x)
+    b, ref = torch.randn(1, c, 1, 1, device='cuda').to(x.dtype), torch.randn_like(x)
+    taps = torch.tensor([1., 3., 3., 1.], device='cuda')
+    weight = (taps[:, None] * taps * (case.get('up', 1) ** 2 / 64)).to(x.dtype).repeat(c, 1, 1, 1)
+    if 'epilogue' in case:
+        factor = torch.randn(n, c, 1, 1, device='cuda').to(x.dtype)
+        noise = torch.randn(n, 1, h, w, device='cuda').to(x.dtype)
+        if case['epilogue'] == EPILOGUE:
+            def run():
+                v = x
+                if case['blur']:
+                    v = functional.conv2d(functional.pad(x, [2, 1, 2, 1]), weight, groups=c)
+                return functional.leaky_relu(v * factor + noise + b, 0.2) * 2 ** 0.5
+        else:
+            def run():
+                g = torch.where(ref > 0, x, x * 0.2) * 2 ** 0.5
+                return g * factor, (g * ref).sum([2, 3]), g.sum(1), g.sum([0, 2, 3])
+    elif 'act' in case:
         act = {3: lambda v: functional.leaky_relu(v, 0.2), 4: torch.tanh, 9: functional.silu}[case['act']]
         if case['grad']:
             def run():
@@ -591,8 +795,6 @@ def time_torch(torch, layout: str, dtype: str, case: dict) -> float:
             def run():
                 return act(x + b) * 2 ** 0.5
     else:
-        taps = torch.tensor([1., 3., 3., 1.], device='cuda')
-        weight = (taps[:, None] * taps * (case['up'] ** 2 / 64)).to(x.dtype).repeat(c, 1, 1, 1)
         pad = [*case['pad'], *case['pad']]
 
         def run():
@@ -630,7 +832,8 @@ def check_all(device: Device, seed: int, quick: bool) -> tuple[int, list[str]]:
     """Runs all cases; returns their number and what failed."""
     rng = np.random.default_rng(seed)
     count, failures = 0, []
-    for text, check in itertools.chain(bias_act_cases(rng, quick), upfirdn_cases(rng, quick)):
+    for text, check in itertools.chain(bias_act_cases(rng, quick), upfirdn_cases(rng, quick),
+                                       epilogue_cases(rng, quick)):
         count += 1
         try:
             check(device)

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <ucontext.h>
 
+#include <mutex>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -64,9 +65,12 @@ struct Fiber {
   std::vector<char> stack = std::vector<char>(128 << 10);
   bool done;
   std::vector<const void*> copies;  // Pending: to, from, to, from ...
+  char shuffled[2][8];              // Values given to other threads.
+  bool shuffles;                    // Which of them came last.
 };
 
 struct Machine {
+  std::mutex launching;  // One kernel at a time, whatever thread starts it.
   dim3 thread, block, threads, blocks;  // threadIdx, blockIdx, blockDim, gridDim
   uint4* shared = nullptr;
   std::vector<Fiber> fibers;
@@ -131,7 +135,7 @@ inline void run_block_in_fibers() {
   if (m.fibers.size() < count) m.fibers.resize(count);
   for (unsigned i = 0; i < count; ++i) {
     Fiber& fiber = m.fibers[i];
-    fiber.done = false;
+    fiber.done = fiber.shuffles = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -162,6 +166,22 @@ inline void __syncthreads() {
   cuda_on_cpu::to_scheduler(false);
 }
 
+// The value of the thread whose number differs by `mask`, of the same warp. All threads of the block have to
+// take part, as at a barrier. Two sets of values in turn: one is read while the next is written.
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  cuda_on_cpu::Machine& m = cuda_on_cpu::machine();
+  if (!m.running) cuda_on_cpu::fail("a shuffle in a kernel without shared memory");
+  cuda_on_cpu::Fiber& fiber = *m.running;
+  const unsigned thread = m.thread.x;
+  if (mask < 1 || mask > 31) cuda_on_cpu::fail("a shuffle out of the warp");
+  fiber.shuffles = !fiber.shuffles;
+  memcpy(fiber.shuffled[fiber.shuffles], &value, sizeof(value));
+  cuda_on_cpu::to_scheduler(false);
+  memcpy(&value, m.fibers[thread ^ mask].shuffled[fiber.shuffles], sizeof(value));
+  return value;
+}
+
 inline void __pipeline_memcpy_async(void* to, const void* from, size_t size) {
   if (size != 16 || reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     cuda_on_cpu::fail("an asynchronous copy that is not of 16 aligned bytes");
@@ -181,6 +201,7 @@ template <typename Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 blocks, dim3 threads, void** args,
                              size_t shared_bytes, cudaStream_t) {
   cuda_on_cpu::Machine& m = cuda_on_cpu::machine();
+  const std::lock_guard<std::mutex> lock(m.launching);
   if (blocks.x == 0 || threads.x == 0 || threads.x > 1024 || shared_bytes > 48 << 10 ||
       sizeof(Params) > 4096) {
     return cudaErrorInvalidValue;

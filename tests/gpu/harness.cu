@@ -29,7 +29,7 @@ __global__ void copy_kernel(const CopyParams p) {
 
 }  // namespace
 
-// What to run: 0 = cudaMemcpy, 1 = copy kernel (with args a CopyParams), 2, 3 = the launchers.
+// What to run: 0 = cudaMemcpy, 1 = copy kernel (with args a CopyParams), from 2 = the launchers.
 static const char* run(int what, const void* args) {
   const CopyParams* copy = static_cast<const CopyParams*>(args);
   switch (what) {
@@ -38,7 +38,11 @@ static const char* run(int what, const void* args) {
       return nullptr;
     case 1: return stylegan::launch(copy_kernel, (copy->count + 255) / 256, 256, 0, nullptr, *copy);
     case 2: return stylegan_fused_bias_act_gpu(static_cast<const StyleganFusedBiasAct*>(args), nullptr);
-    default: return stylegan_upfirdn_2d_gpu(static_cast<const StyleganUpFirDn2D*>(args), nullptr);
+    case 3: return stylegan_upfirdn_2d_gpu(static_cast<const StyleganUpFirDn2D*>(args), nullptr);
+    case 4:
+      return stylegan_filter_noise_bias_act_gpu(static_cast<const StyleganFilterNoiseBiasAct*>(args), nullptr);
+    default:
+      return stylegan_noise_bias_act_grad_gpu(static_cast<const StyleganNoiseBiasActGrad*>(args), nullptr);
   }
 }
 
@@ -78,6 +82,11 @@ HARNESS(device)(char* name, int* capability, int64_t* free_bytes) {
   size_t free_now, total;
   TRY(cudaMemGetInfo(&free_now, &total));
   *free_bytes = int64_t(free_now);
+  return nullptr;
+}
+
+HARNESS(workspace)(const void* args, int64_t* size) {
+  *size = stylegan_noise_bias_act_grad_workspace(static_cast<const StyleganNoiseBiasActGrad*>(args));
   return nullptr;
 }
 
