@@ -83,7 +83,7 @@ struct ForwardParams {
 };
 
 template <typename T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 4) forward_kernel(const ForwardParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) forward_kernel(const ForwardParams p) {
   using Items = Pack<T, kVectors>;
   using Acc = typename Items::Acc;
   const Tiling& t = p.tiling;
