@@ -34,13 +34,14 @@ class EmulationTest(tf.test.TestCase):
         self.assertGreater(result['checks'], 500)
 
     def test_operations(self):
-        """Tests of the operations, to the third order, with the GPU kernels in place of those of the CPU."""
+        """Tests of the operations, and training steps, with the GPU kernels in place of those of the CPU."""
         with tempfile.TemporaryDirectory() as directory:
             library = os.path.join(directory, 'emulated.so')
             emulated_ops.build_library(library)
             command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'tests.gpu.emulated_ops',
                        'tests/test_custom_ops.py',
-                       'tests/test_filter_noise_bias_act.py::FilterNoiseBiasActTest']
+                       'tests/test_filter_noise_bias_act.py::FilterNoiseBiasActTest',
+                       'tests/test_training_replay.py::ReplayTest::test_config_f_with_lazy_regularization']
             process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900,
                                      cwd=ROOT, env={**os.environ, 'EMULATED_OPS': library})
         self.assertEqual(process.returncode, 0, process.stdout[-5000:] + process.stderr[-2000:])
