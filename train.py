@@ -12,7 +12,7 @@ from typing import Any
 
 from dnnlib import flags
 from dnnlib.startup import load_tensorflow
-from dnnlib.submission import SubmitConfig, load_submit_config, submit_run
+from dnnlib.submission import SubmitConfig, load_submit_config, make_run_dir, submit_run
 from dnnlib.submission.submit import to_plain
 from dnnlib.util import UserError, is_remote_path
 from pretrained_networks import check_path, is_address, local_file
@@ -42,6 +42,8 @@ CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'k
               'metric_arg_list', 'hook_args', 'weights_dir', 'data_dir', 'dataset_args.dataset',
               'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy', 'G_args.recompute',
               'D_args.recompute')
+
+MAX_GRID = 1 << 16      # Images of a snapshot.
 
 
 def make_parser() -> flags.Parser:
@@ -110,7 +112,7 @@ def make_parser() -> flags.Parser:
     add('keep-snapshots', flags.positive_int, 'network snapshots to keep besides the final one '
                                               '(default: by config, mostly all)')
     add('cond', bool, 'train with the labels of the data set (default: false; BigGAN: if it has any)')
-    add('label-attr', help='attribute of an .npz data set that serves as label')
+    add('label-attr', help='attribute of an .npz data set that serves as label; implies --cond')
     add('labels', flags.path, 'file with the labels of images, .csv or .json, or of TFRecords, .labels; '
                               'implies --cond (default: the one in the data set, or its subfolders)')
     add('label-sampling', help='labels of generated images: data, as frequent as in the data set, or uniform '
@@ -146,7 +148,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'num_gpus': args.num_gpus,
         'strategy': args.strategy,
         'sched_args': _schedule_changes(args, config['sched_args']),
-        'grid_args': {'size': args.grid},
+        'grid_args': {'size': _grid_size(args.grid)},
         'G_args': {**fmaps, **_latent_changes(args, config['G_args']),
                    **_recompute_changes(args, config['G_args'])},
         'D_args': {**fmaps, **_recompute_changes(args, config['D_args'])},
@@ -167,11 +169,23 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def _grid_size(size: str | None) -> str | None:
+    """--grid. Errors: UserError for what is no size, and for more images than any sheet is for."""
+    if size is not None:
+        from training.misc import snapshot_grid_size
+        columns, rows = snapshot_grid_size((3, 4, 4), size)
+        if columns * rows > MAX_GRID:
+            raise UserError(f'--grid: expected at most {MAX_GRID} images, received {size!r}')
+    return size
+
+
 def _dataset_changes(args: Any, dataset_args: dict[str, Any]) -> dict[str, Any]:
     """Flags about the data set. What says the default is a change only where something else was chosen."""
-    cond = True if args.cond is None and args.labels is not None else args.cond
-    if args.cond is False and args.labels is not None:
-        raise UserError('--labels goes with --cond: without it labels are not used. Leave one of them out')
+    given = [name for name in ('labels', 'label-attr') if getattr(args, name.replace('-', '_')) is not None]
+    cond = True if args.cond is None and given else args.cond
+    if args.cond is False and given:
+        raise UserError(f'--{given[0]} goes with --cond: without it labels are not used. Leave one of them '
+                        'out')
     label_file = args.labels
     if label_file is not None and os.path.exists(os.path.expanduser(label_file)):
         label_file = _absolute(label_file)      # Else it lies in the data set.
@@ -351,7 +365,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def new_run(args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     """Submit configuration and arguments of the training loop for a run of its own."""
-    config = args.config or 'config-f'
+    config = 'config-f' if args.config is None else args.config
     num_gpus = args.num_gpus or 1
     kwargs = find_config(config, num_gpus)
     kwargs = merge(kwargs, flag_changes(args, kwargs))
@@ -393,7 +407,7 @@ def resumed_run(run_dir: str, args: Any) -> tuple[SubmitConfig, dict[str, Any]]:
     differences = [f'{key} is {before!r} in the run, {after!r} on the command line'
                    for key, before, after in _differences(stored, kwargs)
                    if key not in CHANGEABLE or annealed and key == 'total_kimg']
-    if args.config and args.config != submit_config.get('config'):
+    if args.config is not None and args.config != submit_config.get('config'):
         differences.insert(0, f'config is {submit_config.get("config")!r} in the run, '
                               f'{args.config!r} on the command line')
     if differences:
@@ -447,10 +461,29 @@ def run(args: Any) -> int:
                        'resume_run_dir': run_dir}
         print(json.dumps(to_plain({**directories, **kwargs}), indent=2))
         return 0
+    import tensorflow as tf
+
+    from training.strategies import from_chief, is_multiworker, make_strategy, worker_index
+    workers = None
+    if is_multiworker(kwargs['strategy']):
+        submit_config.worker = worker_index()
+        workers = make_strategy(kwargs['num_gpus'], kwargs['strategy'])     # Waits for all of them.
     from training.training_loop import check_arguments
-    check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')})
+    check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')},
+                    run_dir=run_dir)
+    if workers is not None:     # The first one's run directory is that of all.
+        if submit_config.worker == 0 and not submit_config.get('resume'):
+            make_run_dir(submit_config)
+        submit_config.run_dir = from_chief(workers, submit_config.run_dir or '')
     flags.use_custom_ops(args.custom_ops)  # No argument of the run: a resumed one may choose anew.
-    progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
+    try:
+        progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
+    except tf.errors.UnavailableError as error:
+        if workers is None:
+            raise
+        reason = error.message.splitlines()[0]
+        raise UserError(f'{submit_config.run_dir}: another worker has gone ({reason}). Start all of them '
+                        'again with --resume') from error
     if progress.stop_reason is not None:
         print(f'To go on: python train.py --resume={shlex.quote(progress.run_dir)}')
     return 128 + progress.stop_signal if progress.stop_signal else 0

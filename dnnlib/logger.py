@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 _ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')  # Colors and cursor movements of progress bars.
@@ -16,7 +17,8 @@ class Logger:
 
     A progress bar redraws its line with carriage returns: of such a line the file receives the final state
     only. Loggers nest: an inner one writes to its own file and to all that the outer one writes to. When the
-    file cannot be written (disk full), one warning goes to the console and printing continues.
+    file cannot be written (disk full), one warning goes to the console and printing continues; so it does, to
+    the file, when the console is gone (a closed terminal, a pipe that nobody reads any more).
 
     Args:
         file_name: File to write, UTF-8; None: no file.
@@ -41,6 +43,11 @@ class Logger:
         self.stdout, self.stderr = sys.stdout, sys.stderr  # The streams to restore.
         self._out, self._err = _TeeStream(self, self.stdout), _TeeStream(self, self.stderr)
         sys.stdout, sys.stderr = self._out, self._err
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file, and it can be written."""
+        return self._file is not None
 
     def __enter__(self) -> 'Logger':
         return self
@@ -90,7 +97,9 @@ class Logger:
                 with contextlib.suppress(OSError):
                     file.close()
                 if self.stderr is not None:
-                    self.stderr.write(f'Warning: cannot write the log file, going on without it: {error}\n')
+                    with contextlib.suppress(OSError):
+                        self.stderr.write('Warning: cannot write the log file, going on without it: '
+                                          f'{error}\n')
 
 
 class _TeeStream(io.TextIOBase):
@@ -106,10 +115,25 @@ class _TeeStream(io.TextIOBase):
             self._logger._to_file(self._filter(text))
         # The real stream is None where there is no console (pythonw, some services).
         if self._stream is not None:
-            self._stream.write(text)
-            if self._logger.should_flush:
-                self._stream.flush()
+            with self._console():
+                self._stream.write(text)
+                if self._logger.should_flush:
+                    self._stream.flush()
         return len(text)
+
+    @contextlib.contextmanager
+    def _console(self) -> Iterator[None]:
+        """Lets go of a console that is no longer there, where a file has all that is printed."""
+        try:
+            yield
+        except OSError as error:
+            if not self._logger.has_file:
+                raise
+            self._stream = None
+            start = '' if self._at_start else '\n'
+            self._logger.write_to_file(f'{start}Warning: cannot write to the console, going on without it: '
+                                       f'{error}\n')
+            self._at_start = True
 
     def _filter(self, text: str) -> str:
         """What of a text goes to the file: lines with carriage returns wait until they end."""
@@ -142,7 +166,8 @@ class _TeeStream(io.TextIOBase):
 
     def flush(self) -> None:
         if self._stream is not None:
-            self._stream.flush()
+            with self._console():
+                self._stream.flush()
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()

@@ -187,6 +187,17 @@ def _temp_name(name: str) -> str:
     return f'.{name[:60] if len(name) > 180 else name}.tmp-{os.getpid()}-{secrets.token_hex(4)}'
 
 
+def remove_temporaries(directory: str | os.PathLike) -> None:
+    """Removes what `atomic_write` has left in a local directory where its process was killed.
+
+    Only for a directory that no other process writes to now.
+    """
+    for name in os.listdir(directory):
+        if re.fullmatch(r'\..+\.tmp-\d+-[0-9a-f]{8}', name):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(directory, name))
+
+
 def _fsync_dir(directory: str) -> None:
     # Without this a power cut may lose the rename. Some systems (Windows, some network mounts) cannot do it.
     with contextlib.suppress(OSError):

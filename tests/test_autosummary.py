@@ -1,6 +1,10 @@
 """Curves: what is collected is what TensorBoard's own reader finds in the event file."""
 
+import contextlib
+import io
 import json
+import os
+import resource
 import tempfile
 
 import hypothesis
@@ -149,6 +153,28 @@ class FileWriterTest(AutosummaryTestCase):
         self.assertEqual(scalars['Loss/scores/fake'], [(10, 3.0), (20, 5.0)])
         self.assertEqual(scalars['Progress/tick'], [(10, 0.0)])
         self.assertNotIn('Loss/nothing', scalars)
+
+    def test_disk_that_is_full_for_a_while(self):
+        """Training goes on; what is written once there is room again is read back, and the values before."""
+        writer = autosummary.FileWriter(self.directory)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            for step in range(6):
+                if step == 2:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+                try:
+                    autosummary.autosummary('Loss/a', [step, step])
+                    writer.add_images('noise', np.random.randint(0, 256, [16, 16, 3]).astype(np.uint8), step)
+                    autosummary.save_summaries(writer, step)
+                finally:
+                    if step == 3:
+                        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.close()
+        self.assertRegex(stdout.getvalue(), r'^(Warning: cannot write TensorBoard events, going on .*\n)+$')
+        values = read_scalars(self.directory)['Loss/a']
+        self.assertContainsSubset([(0, 0.0), (1, 1.0), (4, 4.0), (5, 5.0)], values)
+        with self.assertRaisesRegex(UserError, 'TensorBoard events cannot be written'):
+            autosummary.FileWriter(os.path.join(os.devnull, 'run'))
 
     def test_chart_layout_refers_to_existing_curves(self):
         writer = autosummary.FileWriter(self.directory)

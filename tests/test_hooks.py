@@ -11,6 +11,7 @@ import tensorflow as tf
 from generation import classes
 from metrics.metric_base import MetricGroup
 from tests import test_training_biggan as biggan
+from tests import testutil
 from tests import training_testutil as util
 from training.configs import find_config, merge
 from training.hooks import Hook, UpdateHook
@@ -53,18 +54,12 @@ class Clamp(UpdateHook):
         return {TRACKED: tf.clip_by_value(values[TRACKED], -self.bound, self.bound)}
 
 
-def run_eagerly(test: tf.test.TestCase) -> None:
-    """Without tracing, which takes most of the time of a short test."""
-    tf.config.run_functions_eagerly(True)
-    test.addCleanup(tf.config.run_functions_eagerly, False)
-
-
 class UpdateHookTest(tf.test.TestCase):
     """In single updates; test_resume_bit_for_bit has hooks in traced functions."""
 
     def setUp(self):
         super().setUp()
-        run_eagerly(self)
+        testutil.run_eagerly(self)
 
     def test_gradients_weights_and_variables(self):
         hooked = dict(G_update_args=[Clamp(0.05)], D_update_args=(), D_repeats=1)
@@ -209,7 +204,7 @@ class RunTest(util.RunTest):
         self.assertEqual([len(part) for step in steps for part in step[2]], [8] * 16)
 
     def test_rollback(self):
-        run_eagerly(self)
+        testutil.run_eagerly(self)
         recorder = dict(func_name='tests.test_hooks.Recorder', rollback_at=2)
         with mock.patch.object(MetricGroup, 'run') as measured:
             progress = train(self.folder(), hook_args=[recorder], dataset_args=dict(max_label_size=0),

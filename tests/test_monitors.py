@@ -13,7 +13,7 @@ from dnnlib import tflib
 from dnnlib.tflib import autosummary
 from dnnlib.util import EasyDict, UserError
 from metrics.metric_base import MetricBase
-from tests import test_hooks
+from tests import test_hooks, testutil
 from tests import test_training_biggan as trainers
 from tests import training_testutil as util
 from training import monitors
@@ -95,7 +95,7 @@ class GradientNormsTest(tf.test.TestCase):
 
     def test_norms(self):
         """beta1 is 0: the first moment of Adam is the gradient."""
-        test_hooks.run_eagerly(self)
+        testutil.run_eagerly(self)
         subject = trainers.make_trainer(G_update_args=[GradientNorms(per_layer=True)],
                                         D_update_args=[GradientNorms()], D_repeats=1)
         images, labels = trainers.make_images(8)
@@ -118,7 +118,8 @@ class Fake:
 
     def __init__(self, run_dir: str = '/nowhere'):
         self.progress, self.run_dir = EasyDict(nimg=0), run_dir
-        self.metrics = SimpleNamespace(results=lambda: self.results, stopped=False)
+        self.metrics = SimpleNamespace(results=lambda: self.results, stopped=False, failed=[])
+        self.is_chief = True
         self.writer = SimpleNamespace(add_text=lambda tag, text, step: self.texts.append((tag, text, step)))
         self.texts, self.results, self.rollbacks = [], {}, []
         self.request_rollback = lambda reason, path=None: self.rollbacks.append((reason, path))
@@ -243,7 +244,8 @@ class ListedMetric(MetricBase):
 def train(result_dir, *hooks, **changes):
     """A run of 12 steps with a tick and a snapshot after every second one."""
     norms = [dict(func_name='training.monitors.GradientNorms')]
-    args = dict(D_repeats=1, total_kimg=0.096, sched_args=dict(tick_kimg_base=0.016), hook_args=list(hooks),
+    args = dict(D_repeats=1, total_kimg=0.096, hook_args=list(hooks),
+                sched_args=dict(tick_kimg_base=0.016, minibatch_gpu_base=8),
                 keep_snapshots=2, image_snapshot_ticks=None, G_update_args=norms,
                 D_update_args=norms) | changes
     return test_hooks.train(result_dir, **args)
@@ -253,7 +255,7 @@ class RunTest(util.RunTest):
 
     def test_goes_back_and_resumes_exactly(self):
         """A weight explodes: alarm, back to the best snapshot; a run stopped after that is resumed."""
-        test_hooks.run_eagerly(self)
+        testutil.run_eagerly(self)
         hooks = [SPECTRAL, dict(func_name='training.monitors.KeepBest', metric='fid7'),
                  ALARM | dict(rollback=True), dict(func_name='tests.test_monitors.Disaster', steps=[6])]
         args = dict(metric_arg_list=[dict(func_name='tests.test_monitors.ListedMetric', name='fid7')])
@@ -295,7 +297,7 @@ class RunTest(util.RunTest):
 
     def test_resumes_with_other_hooks(self):
         """New ones start afresh, what others left is not looked at; that of hooks in the same place stays."""
-        test_hooks.run_eagerly(self)
+        testutil.run_eagerly(self)
         recorder, best = dict(func_name='tests.test_hooks.Recorder'), 'training.monitors.KeepBest'
         args = dict(metric_arg_list=[dict(func_name='tests.test_monitors.ListedMetric', name=name)
                                      for name in ('fid7', 'is7')], network_snapshot_ticks=None)
@@ -360,6 +362,11 @@ class RunTest(util.RunTest):
             saved.clear()
         run.results, run.metrics.stopped = {}, True
         hook.snapshot(run, '')
+        run.metrics.stopped, run.metrics.failed = False, ['pr5k3']
+        hook.snapshot(run, '')
+        run.metrics.failed, run.is_chief, run.results = [], False, {'pr5k3_recall': 11.0}
+        hook.snapshot(run, '')
+        self.assertEqual(hook.best, 11.0)
         self.assertEmpty(saved)
 
     def test_memorization(self):

@@ -2,16 +2,24 @@
 
 import json
 import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
+from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from dnnlib.util import UserError
 from tests import testutil
+from tests import training_testutil as util
 from tests.test_trainer import make_images, make_trainer, state_of
-from training import dataset, trainer
+from training import dataset, strategies, trainer
+from training.checkpoint import has_checkpoint
 
 MINIBATCH, MINIBATCH_GPU, STEPS = 8, 2, (1, 2)
 
@@ -36,21 +44,89 @@ def run_worker(folder: str, index: int) -> None:
              **{f'state/{name}': value for name, value in state_of(subject).items()})
 
 
-class MultiWorkerTest(tf.test.TestCase):
+def nimg_of(run_dir: str) -> int:
+    """Number of images that a run has seen, as its latest checkpoint says."""
+    reader = tf.train.load_checkpoint(os.path.join(run_dir, 'checkpoints'))
+    return json.loads(reader.get_tensor('progress/.ATTRIBUTES/VARIABLE_VALUE'))['nimg']
+
+
+def start_two(*commands: list[str]) -> list[subprocess.Popen]:
+    """Two Python processes on this machine that are told of each other; one list of arguments for each."""
+    sockets = [socket.create_server(('localhost', 0)) for _ in range(2)]
+    addresses = [f'localhost:{sock.getsockname()[1]}' for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    processes = []
+    for index, command in enumerate(commands):
+        config = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
+        processes.append(subprocess.Popen(
+            [sys.executable, *command], cwd=testutil.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, 'TF_CONFIG': json.dumps(config), 'CUDA_VISIBLE_DEVICES': '',
+                            'TF_CPP_MIN_LOG_LEVEL': '2'}))
+    return processes
+
+
+class MultiWorkerTest(util.RunTest):
+
+    def test_worker_index(self):
+        cluster = {'chief': ['a:1'], 'worker': ['b:1', 'c:1']}
+        for kind, index, expected in (('chief', 0, 0), ('worker', 0, 1), ('worker', 1, 2)):
+            config = json.dumps({'cluster': cluster, 'task': {'type': kind, 'index': index}})
+            with mock.patch.dict(os.environ, TF_CONFIG=config):
+                self.assertEqual(strategies.worker_index(), expected)
+        for text in ('{', '[]', '{"cluster": {"worker": ["a:1"]}}',
+                     config.replace('"index": 1', '"index": 2'), config.replace('"type"', '"kind"')):
+            with mock.patch.dict(os.environ, TF_CONFIG=text), self.assertRaisesRegex(
+                    UserError, r'^TF_CONFIG: expected [^\n]* Received: '):
+                strategies.worker_index()
+        with mock.patch.dict(os.environ, TF_CONFIG=''):
+            self.assertEqual(strategies.worker_index(), 0)
+
+    @pytest.mark.slow
+    def test_one_run_directory(self):
+        """The chief's; the other leaves a log there. Both stop at once when one is told to, and go on."""
+        result_dir = self.folder()
+        command = ['train.py', f'--result-dir={result_dir}']
+        begin = [*command, *util.SMALL_FLAGS, '--minibatch-gpu=4', '--total-kimg=500']
+        processes = start_two(begin, begin)
+        run_dir = os.path.join(result_dir, '00000-stylegan2-pixelart32-1gpu-demo')
+        while processes[0].poll() is None and not has_checkpoint(run_dir):
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=300) for process in processes]
+        self.assertEqual([process.returncode for process in processes], [0, 128 + signal.SIGTERM], outputs)
+        self.assertIn('(another worker); the state is saved.', outputs[0][0])
+        self.assertEqual(os.listdir(result_dir), [os.path.basename(run_dir)])
+        self.assertEqual({name for name in os.listdir(run_dir) if 'worker' in name}, {'log-worker1.txt'})
+        self.assertLen([name for name in os.listdir(run_dir) if 'tfevents' in name], 1)
+
+        # One is killed: the other does not wait for ever.
+        processes = start_two(*[[*command, '--resume']] * 2)
+        for line in processes[1].stdout:
+            if line.startswith('Resuming at'):
+                break
+        processes[1].kill()
+        stderr = processes[0].communicate(timeout=300)[1]
+        processes[1].communicate()
+        self.assertEqual(processes[0].returncode, 2, stderr)
+        self.assertRegex(stderr, f'train.py: error: {run_dir}: another worker has gone [^\\n]* --resume\\n$')
+
+        nimg = nimg_of(run_dir)
+        go_on = [*command, '--resume', f'--total-kimg={(nimg + 16) / 1000}']
+        processes = start_two(go_on, go_on)
+        outputs = [process.communicate(timeout=300) for process in processes]
+        self.assertEqual([process.returncode for process in processes], [0, 0], outputs)
+        self.assertEqual(os.listdir(result_dir), [os.path.basename(run_dir)])
+        self.assertContainsSubset({'_finished.txt', 'network-final.pkl'}, os.listdir(run_dir))
+        self.assertEqual(nimg_of(run_dir), nimg + 16)
+        log = pathlib.Path(run_dir, 'log-worker1.txt').read_text()
+        self.assertIn(f'Resuming at {nimg / 1000:.1f} of', log)
 
     def test_two_workers(self):
         folder = self.get_temp_dir()
-        sockets = [socket.create_server(('localhost', 0)) for _ in range(2)]
-        addresses = [f'localhost:{sock.getsockname()[1]}' for sock in sockets]
-        for sock in sockets:
-            sock.close()
-        processes = []
-        for index in range(2):
-            config = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
-            code = f'from tests.test_multiworker import run_worker; run_worker({folder!r}, {index})'
-            processes.append(subprocess.Popen(
-                [sys.executable, '-c', code], cwd=testutil.ROOT, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, 'TF_CONFIG': json.dumps(config), 'TF_CPP_MIN_LOG_LEVEL': '2'}))
+        processes = start_two(*(
+            ['-c', f'from tests.test_multiworker import run_worker; run_worker({folder!r}, {index})']
+            for index in range(2)))
         run_worker(folder, 2)
         for process in processes:
             _, stderr = process.communicate(timeout=300)

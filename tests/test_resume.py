@@ -18,10 +18,12 @@ import tensorflow as tf
 from dnnlib.submission import RunContext, load_submit_config
 from dnnlib.tflib import legacy
 from dnnlib.util import UserError
+from metrics.metric_base import MetricBase
 from tests import testutil
 from tests import training_testutil as util
 from training import snapshots
 from training.checkpoint import TrainingCheckpoint, find_latest_run, has_checkpoint
+from training.dataset import Prefetcher
 from training.trainer import Trainer
 
 
@@ -43,6 +45,20 @@ def kill_after_checkpoint(result_dir: str, delay: float) -> str:
     if process.returncode != -signal.SIGKILL:
         raise AssertionError(f'the run was not killed: {process.returncode} {stderr}')
     return run_dir
+
+
+class FailingMetric(MetricBase):
+    """The number of its call, or an error in those that `failures` names."""
+
+    needs_reals = False
+    failures: list[int] = []
+    calls = 0
+
+    def _evaluate(self, ev):
+        self.calls += 1
+        if self.calls - 1 in self.failures:
+            raise UserError('no such thing')
+        self._report_result(self.calls - 1)
 
 
 class ResumeTest(util.RunTest):
@@ -70,8 +86,8 @@ class ResumeTest(util.RunTest):
             pictures = [pathlib.Path(path, name).read_bytes() for path in (run_dir, self.whole.run_dir)]
             self.assertEqual(pictures[0], pictures[1], name)
 
-    def test_kill_move_stop_and_abort(self):
-        """Killed at a random moment, moved, stopped by SIGTERM within a tick, by abort.txt: nothing shows."""
+    def test_kill_move_and_stop(self):
+        """Killed at a random moment, moved, stopped by SIGTERM within a tick: nothing shows."""
         result_dir = os.path.join(self.root, 'interrupted')
         killed = kill_after_checkpoint(result_dir, random.uniform(0, 2))
         self.assertFalse(os.path.exists(os.path.join(killed, '_finished.txt')))
@@ -88,21 +104,16 @@ class ResumeTest(util.RunTest):
             'Stopped at kimg 0.1 (SIGTERM); the state is saved.', pathlib.Path(run_dir, 'log.txt').read_text()
         )
 
-        with util.at_step(17, lambda: pathlib.Path(run_dir, 'abort.txt').touch()):
-            progress = util.resume(run_dir)
-        self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal), (18, 'abort.txt', None))
-
         # In the last step it is too late to stop: the run has finished, and says so.
         with util.at_step(24, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             progress = util.resume(run_dir)
         self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal), (25, None, None))
-        self.assertFalse(os.path.exists(os.path.join(run_dir, 'abort.txt')))
         self.assertTrue(os.path.exists(os.path.join(run_dir, '_finished.txt')))
         self.assert_same_end(run_dir)
         self.assertEqual(util.files(run_dir), util.files(self.whole.run_dir))
         log = pathlib.Path(run_dir, 'log.txt').read_text()
         self.assertEqual(log.count('Training for 0.2 kimg'), 1)
-        self.assertEqual(log.count('Resuming at'), 3)
+        self.assertEqual(log.count('Resuming at'), 2)
 
     @pytest.mark.slow
     def test_many_kills(self):
@@ -131,13 +142,26 @@ class ResumeTest(util.RunTest):
         self.assertGreater(kills, 1)
         self.assert_same_end(run_dir)
 
+    def test_abort(self):
+        run_dir = self.folder()
+        with mock.patch.object(Trainer, 'step', lambda *args: []), \
+                util.at_step(7, lambda: pathlib.Path(run_dir, '00000-small', 'abort.txt').touch()):
+            progress = util.train(run_dir)
+            self.assertEqual((progress.step, progress.stop_reason, progress.stop_signal),
+                             (8, 'abort.txt', None))
+            self.assertFalse(os.path.exists(os.path.join(progress.run_dir, '_finished.txt')))
+            progress = util.resume(progress.run_dir)
+        self.assertEqual((progress.step, progress.stop_reason), (25, None))
+        self.assertEqual(util.files(progress.run_dir), util.files(self.whole.run_dir))
+
     def test_finished_run(self):
         """With the same length nothing happens; with a larger one the run goes on."""
         run_dir = shutil.copytree(self.whole.run_dir, os.path.join(self.root, 'finished', '00000-small'))
         progress = util.resume(run_dir)
         self.assertEqual((progress.step, progress.tick), (25, 3))
         self.assert_same_end(run_dir)
-        progress = util.resume(run_dir, total_kimg=0.264)
+        with mock.patch.object(Trainer, 'step', lambda *args: []):
+            progress = util.resume(run_dir, total_kimg=0.264)
         self.assertEqual((progress.step, progress.tick), (33, 4))
         self.assertEqual(list(util.scalars(run_dir)['Progress/kimg']), [32, 96, 160, 200, 264])
 
@@ -159,6 +183,46 @@ class ResumeTest(util.RunTest):
         self.assertEqual(progress.step, 8)
         final = pathlib.Path(progress.run_dir, 'network-final.pkl').read_bytes()
         self.assertEqual(final, pathlib.Path(self.whole.run_dir, 'network-final.pkl').read_bytes())
+
+    def test_data_that_cannot_be_read_for_a_while(self):
+        """What was learned since the last snapshot is saved; the run goes on when the data is there again."""
+        real_next, calls = Prefetcher.__next__, []
+
+        def failing(prefetcher):
+            calls.append(0)
+            if len(calls) == 7:
+                raise UserError('images.zip has gone')
+            return real_next(prefetcher)
+
+        result_dir = self.folder()
+        with mock.patch.object(Trainer, 'step', lambda *args: []):  # Without the time of real steps.
+            with (mock.patch.object(Prefetcher, '__next__', failing),
+                  self.assertRaisesRegex(UserError, 'images.zip has gone')):
+                util.train(result_dir, total_kimg=0.128)
+            run_dir = os.path.join(result_dir, '00000-small')
+            self.assertIn('The data cannot be read at kimg 0.0; the state is saved.',
+                          pathlib.Path(run_dir, 'log.txt').read_text())
+            self.assertTrue(os.path.exists(os.path.join(run_dir, 'checkpoints', 'state-6.index')))
+            self.assertEqual(util.resume(run_dir).step, 16)
+        self.assertIn('Resuming at 0.0 of', pathlib.Path(run_dir, 'log.txt').read_text())
+
+    def test_metric_that_fails(self):
+        """At the first snapshot it ends the run, before there is anything to lose; later it only warns."""
+        args = dict(metric_arg_list=[dict(func_name='tests.test_resume.FailingMetric', name='toy')],
+                    hook_args=[dict(func_name='training.monitors.KeepBest', metric='toy')])
+        with mock.patch.object(Trainer, 'step', lambda *args: []):
+            FailingMetric.failures = [0]
+            with self.assertRaisesRegex(UserError, 'no such thing'):
+                util.train(self.folder(), **args)
+            FailingMetric.failures = [1, 2]
+            with mock.patch('training.monitors.better_of', lambda name: 'low'):
+                progress = util.train(self.folder(), **args)
+        self.assertEqual((progress.tick, progress.hooks['0-KeepBest']['best']), (3, 0.0))
+        lines = pathlib.Path(progress.run_dir, 'metric-toy.txt').read_text().splitlines()
+        self.assertEqual([line.split()[-1] for line in lines], ['0.0000', '3.0000'])
+        log = pathlib.Path(progress.run_dir, 'log.txt').read_text()
+        self.assertEqual(log.count('Warning: toy of '), 2)
+        self.assertEqual(util.scalars(progress.run_dir)['Metrics/toy'], {32: 0.0, 200: 3.0})
 
     def test_stops_count_in_keep_snapshots(self):
         run_dir = self.folder()
@@ -252,6 +316,17 @@ class CheckpointTest(util.RunTest):
         ):
             self.restored()
 
+    def test_damaged_list(self):
+        """The file that names the checkpoints is empty, or gone: they are found all the same."""
+        for damage in (lambda path: os.truncate(path, 0), os.remove,
+                       lambda path: pathlib.Path(path).write_bytes(b'\xff' * 50)):
+            damage(self.path('checkpoint'))
+            self.assertTrue(has_checkpoint(self.run_dir))
+            self.assertEqual(self.restored(), ({'step': 3}, 3))
+        self.variables['b'].assign(4)
+        TrainingCheckpoint(self.run_dir, self.variables).save({'step': 4}, 4)
+        self.assertEqual(self.restored(), ({'step': 4}, 4))
+
     def test_killed_while_saving(self):
         """What TensorFlow leaves when it is killed before the new checkpoint counts."""
         os.makedirs(self.path('state-4_temp'))
@@ -299,12 +374,13 @@ class FullDiskTest(util.RunTest):
             'load_tensorflow()\n'
             'import train\n'
             'from tests import training_testutil as util\n'
-            'from training import configs\n'
+            'from training import configs, trainer\n'
             "sys.argv[0] = 'train.py'\n"
             "configs.DEMO['sched_args']['tick_kimg_base'] = 0.06\n"
             'def limit():\n'
             f'    size = os.path.getsize(glob.glob({result_dir!r} + "/*/{pattern}")[0]) - 1\n'
             '    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n'
+            'trainer.Trainer.step = lambda *args: []\n'     # Nothing need be learned.
             'util.at_step(10, limit).start()\n'
             'train.main()\n'
         )

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import pickle
 import re
 import signal
@@ -20,7 +21,8 @@ import tensorflow as tf
 
 import dnnlib
 from dnnlib import RunContext, SubmitConfig, submit_run
-from dnnlib.submission import load_submit_config, run_number, submit
+from dnnlib.file_lock import file_lock
+from dnnlib.submission import load_submit_config, make_run_dir, run_number, submit
 from tests import testutil
 
 
@@ -91,6 +93,7 @@ class SubmitRunTest(SubmissionTestCase):
             'submit_config.txt'])
         self.assertIn('inside the run\n', self.read('00000-test', 'log.txt'))
         self.assertEqual(self.read('00000-test', 'log.txt'), self.out.getvalue())
+        self.assertStartsWith(self.out.getvalue(), f'Run directory: {received.run_dir}\n')
         self.assertFalse(RunContext.is_initialized())
 
     def test_records(self):
@@ -283,6 +286,34 @@ class FinishedTest(SubmissionTestCase):
             self.submit('run_raising', config=received, error=RuntimeError())
         self.assertFalse(self.exists('00000-test', '_finished.txt'))  # The one of the earlier start is gone.
 
+    def test_resume_removes_half_written_files(self):
+        """Of a process that was killed; what users have put there stays."""
+        received, _ = self.submit('run_returning')
+        received.resume = True
+        stale = os.path.join(received.run_dir, '.network-snapshot-000001.pkl.tmp-4711-0123abcd')
+        kept = [os.path.join(received.run_dir, name)
+                for name in ('.notes.tmp', 'a.tmp-1-0123abcd', '.tmp-12')]
+        for path in [stale, *kept]:
+            pathlib.Path(path).touch()
+        self.submit('run_returning', config=received)
+        self.assertEqual([os.path.exists(path) for path in [stale, *kept]], [False, True, True, True])
+
+    def test_workers(self):
+        """The chief makes the directory beforehand; another worker leaves a log of its own there."""
+        config = SubmitConfig(run_dir_root=self.root, run_desc='test', worker=0)
+        make_run_dir(config)
+        received, _ = self.submit('run_returning', config=config)
+        self.assertEqual((received.run_dir, os.listdir(self.root)), (config.run_dir, ['00000-test']))
+        before = set(os.listdir(config.run_dir))
+        self.assertContainsSubset({'log.txt', '_finished.txt', 'submit_config.pkl'}, before)
+        log = self.read('00000-test', 'log.txt')
+        other = SubmitConfig(run_dir_root=self.root, run_desc='test', worker=3, run_dir=config.run_dir)
+        with file_lock(config.run_dir):     # The chief is at work.
+            self.submit('run_returning', config=other)
+        self.assertEqual(set(os.listdir(config.run_dir)) - before, {'log-worker3.txt'})
+        self.assertEqual(self.read('00000-test', 'log.txt'), log)
+        self.assertIn('inside the run', self.read('00000-test', 'log-worker3.txt'))
+
     def test_resume_what_another_process_is_at_work_in(self):
         received, _ = self.submit('run_returning')
         received.resume = True
@@ -433,6 +464,18 @@ class RunContextTest(SubmissionTestCase):
         self.assertIn('SIGTERM', stderr)
         self.assertIn('saved\ndnnlib: Stopped', self.read('00000', 'log.txt'))
         self.assertFalse(self.exists('00000', '_finished.txt'))
+
+    def test_closed_terminal(self):
+        """The state is saved although nobody reads what is printed."""
+        process = self.start(self.POLLING)
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=30)
+        log = self.read('00000', 'log.txt')
+        self.assertIn('saved\n', log)
+        self.assertIn('\ndnnlib: Stopped the_run.run() after', log)
+        self.assertIn('SIGHUP', log)
 
     def test_abort_txt_from_outside(self):
         process = self.start(self.POLLING)

@@ -142,6 +142,12 @@ class ConfigTest(parameterized.TestCase):
                 'strategy': 'mirrored'}
         self.assertEqual({key: kwargs[key] for key in rest}, rest)
 
+    def test_labels_imply_cond(self):
+        for flag in ('--label-attr=hairColor', '--labels=classes.csv'):
+            self.assertEqual(dry_run(flag)['dataset_args']['max_label_size'], 'full', flag)
+            with self.assertRaisesRegex(UserError, f'^{flag.partition("=")[0]} goes with --cond'):
+                dry_run(flag, '--no-cond')
+
     def test_flags_of_growing_configs(self):
         kwargs = dry_run('--config=stylegan-f', '--lod-initial-resolution=16', '--lod-training-kimg=20',
                          '--lod-transition-kimg=0', '--minibatch-size=16', '--lrate=0.002', '--gamma=3',
@@ -340,7 +346,9 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
             'minibatch_size 10 .* must be a multiple of minibatch_gpu 4',
         ),
         ('--lod-training-kimg=3', '--lod-training-kimg: .* do not grow; .* choose one of config-a, '),
+        ('--config=', "--config: expected one of .*config-f.* Received: ''"),
         ('--grid=4x', "size is '4x', expected one of"),
+        ('--grid=1000000x1000000', "--grid: expected at most 65536 images, received '1000000x1000000'"),
         ('--config=progan --cond', '--cond: the discriminator of ProGAN .* use --config=progan-acgan'),
         ('--config=stylegan-b --cond', '--cond: labels enter the generator through its mapping network'),
         ('--config=stylegan-f --resume={stylegan2}', 'holds G_main, G_synthesis_stylegan2, D_stylegan2; '
@@ -351,6 +359,7 @@ class MistakeTest(util.RunTest, parameterized.TestCase):
         ('--resume=', '--resume: expected a run directory .* received nothing'),
         ('--num-gpus=2 --strategy=none', '--strategy=none is for one device'),
         ('--metrics=fid50m', '--metrics: expected none or some of .*fid50k.* Received: fid50m'),
+        ('--metrics=fd_efflite0_class_10', 'fd_efflite0_class_10: there are no classes'),
         ('--resume', '--resume: no run directory with a checkpoint in {results}'),
         ('--resume={root}/nothing', '--resume: expected a run directory or a network-snapshot'),
         ('--resume={root}/nothing.pkl', '--resume: {root}/nothing.pkl does not exist'),
@@ -441,6 +450,12 @@ class RunTest(util.RunTest):
         progress = json.loads(tf.train.load_checkpoint(os.path.join(run_dir, 'checkpoints')).get_tensor(
             'progress/.ATTRIBUTES/VARIABLE_VALUE'))
         kimg = (progress['nimg'] + 64) / 1000
+        code = ('from dnnlib.startup import load_tensorflow\n'
+                'load_tensorflow()\n'
+                'import train\n'
+                'from training.trainer import Trainer\n'
+                'Trainer.step = lambda *args: []\n'     # What it would learn is not looked at.
+                'train.main()\n')
         done = util.run_script(
             '--resume',
             f'--total-kimg={kimg}',
@@ -451,6 +466,7 @@ class RunTest(util.RunTest):
             '--config=demo',
             '--cond',
             cwd=self.root,
+            code=code,
         )
         self.assertEqual((done.returncode, done.stderr), (0, ''))
         self.assertEqual(os.listdir(results), [os.path.basename(run_dir)])
@@ -479,6 +495,14 @@ class RunTest(util.RunTest):
         kwargs = dry_run(f'--resume={run_dir}', '--total-kimg=1')
         self.assertEqual(kwargs['dataset_args']['dataset'], os.path.join(self.root, 'images'))
         self.assertEqual((kwargs['total_kimg'], kwargs['resume_run_dir']), (1, run_dir))
+
+        # With other images it does not go on, and nothing of it is changed: plain --resume still works.
+        before = {path: path.read_bytes() for path in pathlib.Path(run_dir).rglob('*') if path.is_file()}
+        os.remove(os.path.join(self.root, 'images', 'b', '15.png'))
+        with self.assertRaisesRegex(UserError, '--resume: the data set images is not the one that'):
+            train.run(train.make_parser().parse_args([f'--resume={run_dir}', '--total-kimg=1']))
+        after = {path: path.read_bytes() for path in pathlib.Path(run_dir).rglob('*') if path.is_file()}
+        self.assertEqual(after, before)
 
 
 if __name__ == '__main__':

@@ -108,8 +108,13 @@ class ReplicaTest(tf.test.TestCase):
         _, stderr = process.communicate(timeout=300)
         if process.returncode:
             raise AssertionError(stderr)
+        cls.stderr = stderr
         cls.one, cls.two = (dict(np.load(file)) for file in (one, path))
         cls.meta = json.loads(str(cls.two.pop('meta_json')))
+
+    def test_tensorflow_does_not_warn_of_tracing(self):
+        """There are many functions, but each is traced once."""
+        self.assertNotIn('retracing', self.stderr)
 
     def test_copies_of_the_variables_stay_equal(self):
         self.assertEqual(self.meta, {'copies': 2, 'spread': 0.0})
@@ -225,8 +230,7 @@ class RoundsTest(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
 
     def test_rounds_average_to_one_pass(self):
         """R1 has no random numbers and, with groups of one, no minibatch statistics: same gradients."""
@@ -331,8 +335,7 @@ class GoldenTest(parameterized.TestCase, tf.test.TestCase):
             D_reg_interval=meta.get('D_reg_interval'), D_first=replay.D_first)
         draws = {'G': 'g', 'G_reg': 'pl', 'D': 'd', 'D_reg': None}
         logs = {}
-        tf.config.run_functions_eagerly(True)
-        self.addCleanup(tf.config.run_functions_eagerly, False)
+        testutil.run_eagerly(self)
         real_total = trainer.Phase.total
 
         def total(phase, _ctx, *args):

@@ -14,6 +14,7 @@ from dnnlib import tflib
 from dnnlib.tflib import legacy
 from dnnlib.util import EasyDict, UserError
 from generation import classes
+from tests import testutil
 from tests import training_testutil as util
 from training import loss, snapshots, training_loop
 
@@ -247,6 +248,7 @@ class DataTest(util.RunTest):
 
     def test_rgba_with_uniform_labels_and_bad_images(self):
         """Pictures of four channels; a run that stops goes on as if it had not, with images left out."""
+        testutil.run_eagerly(self)
         folder = pathlib.Path(self.folder()) / 'set'
         rnd = np.random.RandomState(0)
         for i in range(24):
@@ -258,7 +260,8 @@ class DataTest(util.RunTest):
                 file.seek(60)
                 file.write(bytes(40))
         changes = dict(dataset_args=dict(dataset=str(folder), resolution=None, channels=4, skip_bad=True,
-                                         label_sampling='uniform'), total_kimg=0.128)
+                                         label_sampling='uniform'), total_kimg=0.128,
+                       sched_args=dict(minibatch_gpu_base=8))
         whole = util.train(self.folder(), **changes)
         log = (pathlib.Path(whole.run_dir) / 'log.txt').read_text()
         for text in ('class a: 16 images', 'class c: 8 images', 'uniform, one of 2', '3.png is damaged'):
@@ -280,6 +283,7 @@ class EndTest(util.RunTest):
 
     def test_divergence(self):
         """Updates that never are finite end the run with one line; what it saved before is whole."""
+        testutil.run_eagerly(self)
         result_dir = self.folder()
         with (
             mock.patch.object(training_loop, 'MAX_SKIPPED', 6),

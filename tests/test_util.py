@@ -360,6 +360,29 @@ class LoggerTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(self.out.getvalue(), 'one\ntwo\n')
         self.assertEqual(self.err.getvalue().count('Warning: cannot write the log file'), 1)
 
+    def test_console_that_goes_away(self):
+        """A closed terminal, or a pipe that nobody reads any more: the file has everything."""
+        for path, count in ((self.path, 1), (None, 0)):
+            read_end, write_end = os.pipe()
+            with contextlib.ExitStack() as stack:
+                console = os.fdopen(write_end, 'w')
+                stack.enter_context(contextlib.suppress(OSError))
+                stack.callback(console.close)
+                stack.enter_context(contextlib.redirect_stdout(console))
+                stack.enter_context(util.Logger(path))
+                print('one')
+                os.close(read_end)
+                if path is None:
+                    with self.assertRaises(BrokenPipeError):
+                        print('two')
+                    continue
+                print('two')
+                print('three', flush=True)
+            lines = self.log().splitlines()
+            self.assertEqual([line for line in lines if line and 'Warning' not in line],
+                             ['one', 'two', 'three'])
+            self.assertEqual(sum('Warning: cannot write to the console' in line for line in lines), count)
+
     def test_log_survives_a_kill(self):
         run_python("""
             import os, sys, dnnlib

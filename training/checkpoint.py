@@ -1,5 +1,6 @@
 """The training state on disk: everything that a run needs to go on exactly where it was saved."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from dnnlib.submission import run_number
-from dnnlib.util import UserError, gfile, is_remote_path
+from dnnlib.util import UserError, atomic_write, gfile, is_remote_path
 
 FOLDER = 'checkpoints'
 PREFIX = 'state'        # Of the files of a checkpoint: state-<number>.index and so on.
@@ -20,22 +21,25 @@ class TrainingCheckpoint:
     """Saves and restores the variables of a run and its progress by tf.train.Checkpoint.
 
     A checkpoint counts only once the file `checkpoint` names it, and that file is replaced in one move when
-    all others are whole: a run killed while saving resumes from the checkpoint before.
+    all others are whole: a run killed while saving resumes from the checkpoint before. Where that file itself
+    is damaged or gone, those count whose files are there.
 
     Args:
         run_dir: The run directory; checkpoints go to its folder `checkpoints`.
         variables: {stable name: tf.Variable}.
         keep: Number of checkpoints to keep.
+        clean: Remove what an interrupted save has left? Only by the one process that saves.
     """
 
-    def __init__(self, run_dir: str, variables: dict[str, tf.Variable], keep: int = 2):
+    def __init__(self, run_dir: str, variables: dict[str, tf.Variable], keep: int = 2, clean: bool = True):
         self._progress = tf.Variable('{}', dtype=tf.string, trainable=False)
         self._variables = dict(variables)
         self._checkpoint = tf.train.Checkpoint(progress=self._progress, variables=dict(variables))
+        _mend_list(os.path.join(run_dir, FOLDER))
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, os.path.join(run_dir, FOLDER), max_to_keep=keep, checkpoint_name=PREFIX)
         self._known = None  # Path of the checkpoint that holds what was read or written last.
-        if self._paths():
+        if clean and self._paths():
             _remove_files(self._manager.directory, keep=self._paths())
 
     def _paths(self) -> list[str]:
@@ -160,7 +164,47 @@ def _remove_files(folder: str, keep: list[str]) -> None:
 
 def has_checkpoint(run_dir: str) -> bool:
     """Whether a run directory holds a checkpoint to resume from."""
-    return tf.train.get_checkpoint_state(os.path.join(run_dir, FOLDER)) is not None
+    folder = os.path.join(run_dir, FOLDER)
+    return _list_is_good(folder) or bool(_found(folder))
+
+
+def stored_progress(run_dir: str) -> dict[str, Any] | None:
+    """The progress in the latest checkpoint that can be read, None where there is none."""
+    folder = os.path.join(run_dir, FOLDER)
+    for name in reversed(_found(folder)):
+        with contextlib.suppress(_Damaged):
+            return _read_progress(os.path.join(folder, name))
+    return None
+
+
+def _list_is_good(folder: str) -> bool:
+    """Whether the file `checkpoint` is there and can be read."""
+    try:
+        return tf.train.get_checkpoint_state(folder) is not None
+    except ValueError:      # An empty file.
+        return False
+
+
+def _found(folder: str) -> list[str]:
+    """The names of the checkpoints whose files lie in a folder, oldest first."""
+    names = gfile().listdir(folder) if gfile().isdir(folder) else []
+    numbers = sorted(int(match[1]) for name in names
+                     if (match := re.fullmatch(rf'{PREFIX}-(\d+)\.index', name)))
+    return [f'{PREFIX}-{number}' for number in numbers]
+
+
+def _mend_list(folder: str) -> None:
+    """Writes the file `checkpoint` anew, by the files that are there, where it is damaged or gone."""
+    names, path = _found(folder), os.path.join(folder, 'checkpoint')
+    if _list_is_good(folder):
+        return
+    if names:
+        lines = [f'model_checkpoint_path: "{names[-1]}"\n',
+                 *(f'all_model_checkpoint_paths: "{name}"\n' for name in names)]
+        with atomic_write(path, 'w') as file:
+            file.write(''.join(lines))
+    elif gfile().exists(path):
+        gfile().remove(path)
 
 
 def find_latest_run(result_dir: str) -> str:

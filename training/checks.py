@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnnlib.util import UserError, get_obj_by_name
+from metrics.evaluation import Evaluation
+from metrics.image_sources import DatasetSource
 from metrics.metric_base import MetricGroup
+from training.checkpoint import stored_progress
 from training.configs import configs_with, network_names
 from training.dataset import Dataset, keep_open, opened_dataset
 from training.freeze import frozen_names
@@ -23,9 +26,11 @@ def check_arguments(
     grid_args: dict | None = None, G_args: dict | None = None, D_args: dict | None = None,
     D_loss_args: dict | None = None, metric_arg_list: Sequence[dict] = (), weights_dir: str | None = None,
     resume_pkl: str | None = None, seed: int = 1000, num_gpus: int = 1, strategy: str = 'auto',
-    G_freeze: list | None = None, D_freeze: list | int | None = None, **_others: Any,
+    G_freeze: list | None = None, D_freeze: list | int | None = None, run_dir: str | None = None,
+    **_others: Any,
 ) -> None:
-    """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made.
+    """Looks at what the user gave to `training_loop` (same arguments), before a run directory is made, or
+    before anything is written to that of a run that goes on (`run_dir`).
 
     Errors: UserError for devices that are not there, an unusable data set, a minibatch that does not divide,
     an unknown size of the sample grid, labels that a loss does not look at, or a snapshot that does not fit
@@ -33,14 +38,19 @@ def check_arguments(
     """
     if not is_multiworker(strategy):  # Workers meet only once.
         make_strategy(num_gpus, strategy)
-    MetricGroup(metric_arg_list or ()).check(weights_dir)   # Not hours later, for want of a file.
+    metrics = MetricGroup(metric_arg_list or ())
+    metrics.check(weights_dir)              # Not hours later, for want of a file.
     training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     try:
+        if run_dir is not None:
+            check_same_data(training_set, (stored_progress(run_dir) or {}).get('dataset'))
         resolution_log2 = training_set.resolution_log2
         if training_set.label_size:
             _check_conditional(G_args or {}, D_args or {}, D_loss_args or {})
         if resume_pkl is None:
             _check_architecture(G_args or {}, training_set.resolution)
+        if metrics.metrics:
+            metrics.check_images(Evaluation(reals=DatasetSource(training_set)))
         snapshot_grid_size(training_set.shape, (grid_args or {}).get('size', '1080p'))
         group = _minibatch_group(D_args or {})
         for pieces in _minibatches_gpu(dict(sched_args or {}, resolution_log2=resolution_log2,
@@ -58,6 +68,14 @@ def check_arguments(
         training_set.close()
         raise
     keep_open(training_set, data_dir=data_dir, seed=seed, **(dataset_args or {}))
+
+
+def check_same_data(training_set: Dataset, fingerprint: str | None) -> None:
+    """Raises UserError for another data set than the one that a run was started with, if that is known."""
+    if fingerprint not in (None, training_set.fingerprint):
+        raise UserError(f'--resume: the data set {training_set.name} is not the one that the run was started '
+                        'with; choose that one by --data-dir and --dataset, or start a new run from a '
+                        'network-snapshot-*.pkl')
 
 
 def _minibatch_group(D_args: dict) -> int:
@@ -83,7 +101,8 @@ def check_networks(networks: tuple, training_set: Dataset, path: str) -> None:
     shape, label_size = D.input_shape[1:], G.input_shapes[1][1]
     if shape != training_set.shape or label_size != training_set.label_size:
         raise UserError(f'{path} is for images {shape} with label size {label_size}; the data set has '
-                        f'{training_set.shape} and {training_set.label_size}')
+                        f'{training_set.shape} and {training_set.label_size}. Choose data of that shape, '
+                        '--resolution, --cond or --no-cond')
 
 
 def _check_config(networks: tuple, config: dict, path: str) -> None:

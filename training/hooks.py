@@ -25,7 +25,8 @@ class Run:
     Gs: Any
     training_set: Any                   # training.dataset.Dataset.
     progress: Any                       # EasyDict, kept in the checkpoint: nimg, step, tick ...
-    run_dir: str
+    run_dir: str                        # Of several workers only the chief writes there.
+    is_chief: bool = True
     snapshots: Any = None               # training.snapshots.NetworkSnapshots.
     metrics: Any = None                 # metrics.metric_base.MetricGroup.
     writer: Any = None                  # dnnlib.tflib.autosummary.FileWriter.

@@ -314,14 +314,18 @@ class KeepBest(Hook):
                 raise UserError(f'keep best: {error}') from error
             fits = self.metric in names
         else:
-            fits = any(self.metric == name or self.metric.startswith(f'{name}_') for name in names)
+            fits = self._is_of(names)
         if not fits:
             raise UserError(f'keep best: {self.metric} is none of the metrics of this run, '
                             f'{", ".join(names) or "which has none"}; add it by --metrics')
 
+    def _is_of(self, names: Sequence[str]) -> bool:
+        """Whether it goes by one of these metrics or a result of one."""
+        return any(self.metric == name or self.metric.startswith(f'{name}_') for name in names)
+
     def snapshot(self, run: Run, path: str) -> None:
         results = run.metrics.results()
-        if run.metrics.stopped:
+        if run.metrics.stopped or self._is_of(run.metrics.failed):
             return
         name = next((self.metric + suffix for suffix in _SUMMARIES if self.metric + suffix in results), None)
         if name is None or not better_of(name):
@@ -332,6 +336,8 @@ class KeepBest(Hook):
                 value >= self.best if better_of(name) == 'low' else value <= self.best):
             return
         self.best = value
+        if not run.is_chief:
+            return
         best = run.snapshots.save_as(BEST_NAME)
         kimg = f'{run.progress.nimg / 1000:.1f} kimg'
         text = f'{BEST_NAME} = {os.path.basename(path)}, {kimg}, {name} {value:.6g}'

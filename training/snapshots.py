@@ -117,10 +117,13 @@ class NetworkSnapshots:
         networks: (G, D, Gs).
         keep: Number of snapshots to keep besides network-final.pkl. None = all.
         names: Those that an earlier part of the run has written.
+        is_chief: False: another worker writes them; here paths are only named.
     """
 
-    def __init__(self, networks: Sequence[Network], keep: int | None, names: Sequence[str] = ()):
+    def __init__(self, networks: Sequence[Network], keep: int | None, names: Sequence[str] = (),
+                 is_chief: bool = True):
         self._networks, self._keep, self.names = tuple(networks), keep, list(names)
+        self._is_chief = is_chief
 
     def add_existing(self, nimg: int) -> None:
         """Counts in the snapshot of this moment, if any: a run that is stopped writes it after its state."""
@@ -136,13 +139,16 @@ class NetworkSnapshots:
         path = self.save_as(name)
         self.names = [other for other in self.names if other != name] + [name]
         while self._keep is not None and len(self.names) > self._keep:
-            _remove(make_run_dir_path(self.names.pop(0)))
+            old = self.names.pop(0)
+            if self._is_chief:
+                _remove(make_run_dir_path(old))
         return path
 
     def save_as(self, name: str) -> str:
         """Writes the networks to a file of the run directory."""
         path = make_run_dir_path(name)
-        legacy.save_pkl(tuple(network.state() for network in self._networks), path)
+        if self._is_chief:
+            legacy.save_pkl(tuple(network.state() for network in self._networks), path)
         return path
 
 

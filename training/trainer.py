@@ -284,16 +284,18 @@ class Trainer:
             body = {'whole': functools.partial(self._whole, phase, minibatch_gpu),
                     'accumulate': functools.partial(self._accumulate, phase, minibatch_gpu),
                     'apply': functools.partial(self._apply, phase)}[kind]
-
-            def traced(*args):
-                reports = self.strategy.run(body, args=args)
-                if self.num_replicas == 1:
-                    return reports
-                return {name: self.strategy.reduce('SUM', moments, axis=None)
-                        for name, moments in reports.items()}
-
+            # A partial: TensorFlow takes functions with the same code for one that is traced again and again,
+            # and warns of it.
+            traced = functools.partial(self._on_replicas, body)
             self._functions[key] = tf.function(traced, autograph=False)
         return self._functions[key]
+
+    def _on_replicas(self, body: Callable, *args) -> dict:
+        """What a function reports, summed up over the replicas that it runs on."""
+        reports = self.strategy.run(body, args=args)
+        if self.num_replicas == 1:
+            return reports
+        return {name: self.strategy.reduce('SUM', moments, axis=None) for name, moments in reports.items()}
 
     def _gradients(self, phase: Phase, minibatch_gpu: int, seed, index, rounds, images, labels, progress):
         """Gradients, state updates and reports of one piece of the minibatch."""

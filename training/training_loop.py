@@ -13,10 +13,12 @@ from dnnlib.submission import RunContext
 from dnnlib.tflib import autosummary
 from dnnlib.tflib.autosummary import autosummary as report
 from dnnlib.util import EasyDict, UserError, format_time, get_obj_by_name
+from metrics.evaluation import Evaluation
+from metrics.image_sources import DatasetSource
 from metrics.metric_base import MetricGroup
 from training import memory
 from training.checkpoint import TrainingCheckpoint, has_checkpoint
-from training.checks import check_arguments, check_networks
+from training.checks import check_arguments, check_networks, check_same_data
 from training.dataset import Dataset, describe, opened_dataset
 from training.hooks import Hook, Run, make_hooks, variables_of
 from training.schedule import ema_beta, kimg_at_lod, training_schedule
@@ -29,7 +31,8 @@ from training.snapshots import (
     name_classes,
     save_class_names,
 )
-from training.trainer import Trainer, make_strategy
+from training.strategies import any_worker, make_strategy
+from training.trainer import Trainer
 
 __all__ = ['check_arguments', 'training_loop']
 
@@ -90,6 +93,7 @@ def training_loop(
         when the state cannot be saved.
     """
     ctx = RunContext.get()
+    is_chief = not submit_config.get('worker')      # The other workers compute the same, and write nothing.
     distribution = make_strategy(num_gpus, strategy)
     tflib.init_tf()
     keras.utils.set_random_seed(seed % 2 ** 32)
@@ -120,18 +124,16 @@ def training_loop(
     progress = EasyDict(nimg=start_nimg, step=0, tick=-1, tick_nimg=start_nimg, sched_nimg=start_nimg,
                         total_time=0.0, moments={}, snapshots=[], dataset=training_set.fingerprint, hooks={})
     run = Run(trainer, *networks, training_set=training_set, progress=progress, run_dir=ctx.run_dir,
-              seed=seed)
+              is_chief=is_chief, seed=seed)
     hooks = make_hooks(hook_args, Hook, 'hook_args')
     with distribution.scope():
         for hook in hooks.values():
             hook.build(run)
-    checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state() | variables_of(hooks, 'hooks'))
+    checkpoint = TrainingCheckpoint(ctx.run_dir, trainer.state() | variables_of(hooks, 'hooks'),
+                                    clean=is_chief)
     stored = checkpoint.restore()
     progress.update(stored or {})
-    if progress.dataset != training_set.fingerprint:
-        raise UserError(f'--resume: the data set {training_set.name} is not the one that the run was started '
-                        'with; choose that one by --data-dir and --dataset, or start a new run from a '
-                        'network-snapshot-*.pkl')
+    check_same_data(training_set, progress.dataset)
     autosummary.set_state(progress.moments)
     time_before = progress.total_time
     sched = training_schedule(progress.sched_nimg, **sched_args)
@@ -139,20 +141,23 @@ def training_loop(
 
     images = ImageSnapshots(training_set, _grid_args(grid_args, training_set), G.input_shape[1], seed,
                             getattr(G.layer, 'latent_distribution', 'normal'))
-    snapshots = NetworkSnapshots(networks, keep_snapshots, progress.snapshots)
+    snapshots = NetworkSnapshots(networks, keep_snapshots, progress.snapshots, is_chief)
     metrics = MetricGroup(metric_arg_list)
-    writer = autosummary.FileWriter(ctx.run_dir)
+    if metrics.metrics and stored is None:      # A run that goes on only warns of metrics that fail.
+        metrics.check_images(Evaluation(Gs, DatasetSource(training_set)))
+    writer = autosummary.FileWriter(ctx.run_dir if is_chief else None)
     if stored is None:
         G.print_layers()
         D.print_layers()
         _print_frozen(trainer)
         _print_notes(training_set, dataset_args or {}, networks, sched, trainer.num_replicas)
         writer.add_text('Hyperparameters', submit_config.run_func_kwargs or {})
-        writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
-        images.save_reals_by_class()
-        save_class_names(training_set)
-        sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
-        writer.add_images('Images/fakes', sheet, step=progress.nimg)
+        if is_chief:
+            writer.add_images('Images/reals', images.save_reals(), step=progress.nimg)
+            images.save_reals_by_class()
+            save_class_names(training_set)
+            sheet = images.save_fakes(Gs, 'fakes_init.png', sched.minibatch_gpu)
+            writer.add_images('Images/fakes', sheet, step=progress.nimg)
         start = f' from {start_nimg / 1000:.1f} kimg on' if start_nimg else ''
         print(f'Training for {total_kimg} kimg{start}...\n')
     else:
@@ -164,7 +169,8 @@ def training_loop(
         progress.update(moments=autosummary.get_state(), snapshots=snapshots.names,
                         total_time=time_before + ctx.get_time_since_start(),
                         hooks={name: hook.state() for name, hook in hooks.items()})
-        checkpoint.save(progress, progress.step)
+        if is_chief:
+            checkpoint.save(progress, progress.step)
 
     def call_hooks(event: str, *args: Any) -> None:
         for hook in hooks.values():
@@ -182,7 +188,10 @@ def training_loop(
     done = progress.nimg >= total_kimg * 1000
     try:
         call_hooks('start')
-        while not done and not ctx.should_stop():
+        while not done:
+            if any_worker(distribution, ctx.should_stop()):
+                ctx.request_stop('another worker')
+                break
             # The schedule is looked at every few minibatches; a resumed run must not look at other moments.
             if progress.step % minibatch_repeats == 0:
                 progress.sched_nimg = progress.nimg
@@ -197,8 +206,13 @@ def training_loop(
                 batch_kind = batch_size, lod_floor = sched.minibatch_size, int(sched.lod)
                 batches = training_set.prefetch_minibatches(progress.nimg, batch_size, seed, mirror_augment,
                                                             shard=trainer.reader, lod=lod_floor)
-            reals, labels = next(batches) if D_repeats == 1 else zip(
-                *(next(batches) for _ in range(D_repeats)), strict=True)
+            try:
+                reals, labels = next(batches) if D_repeats == 1 else zip(
+                    *(next(batches) for _ in range(D_repeats)), strict=True)
+            except (UserError, OSError):    # The data may come back; what was learned would not.
+                save_state()
+                print(f'\nThe data cannot be read at kimg {progress.nimg / 1000:.1f}; the state is saved.')
+                raise
             beta = G_smoothing
             if beta is None:
                 beta = ema_beta(batch_size * (D_repeats if ema_after == 'G' else 1), G_smoothing_kimg)
@@ -227,17 +241,18 @@ def training_loop(
             tick_time = ctx.get_time_since_last_update()
             _print_tick(progress, sched, trainer, tick_kimg, tick_time, maintenance_time,
                         time_before + ctx.get_time_since_start())
-            if done or (image_snapshot_ticks and progress.tick % image_snapshot_ticks == 0):
+            if is_chief and (done or (image_snapshot_ticks and progress.tick % image_snapshot_ticks == 0)):
                 sheet = images.save_fakes(Gs, f'fakes{progress.nimg // 1000:06d}.png', sched.minibatch_gpu)
                 writer.add_images('Images/fakes', sheet, progress.nimg)
             call_hooks('tick')
             is_snapshot = done or (network_snapshot_ticks and progress.tick % network_snapshot_ticks == 0)
             if is_snapshot:
                 path = snapshots.save(progress.nimg)
-                metrics.run(path, run_dir=ctx.run_dir, Gs=Gs, training_set=training_set,
-                            mirror_augment=mirror_augment, strategy=distribution,
-                            minibatch_gpu=sched.minibatch_gpu, weights_dir=weights_dir,
-                            should_stop=ctx.should_stop)
+                # At the first tick there is nothing to lose yet, and a mistake is seen at once.
+                metrics.run(path, run_dir=ctx.run_dir if is_chief else None, keep_going=progress.tick > 0,
+                            Gs=Gs, training_set=training_set, mirror_augment=mirror_augment,
+                            strategy=distribution, minibatch_gpu=sched.minibatch_gpu,
+                            weights_dir=weights_dir, should_stop=ctx.should_stop)
                 metrics.update_autosummaries()
                 call_hooks('snapshot', path)
             autosummary.save_summaries(writer, progress.nimg)

@@ -9,17 +9,18 @@ from typing import Any
 
 from .. import util
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed. Not on Windows.
+_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name))
 
 
 class RunContext:
     """The state of the run in this process; a context manager, one at a time.
 
-    A file `abort.txt` in the run directory, Ctrl-C, SIGTERM or `request_stop` make `should_stop()` true, so
-    that the loop can save its state and return. A second Ctrl-C raises KeyboardInterrupt at once. The signals
-    keep their usual effect in functions that never look: they are taken over when the function itself opens a
-    RunContext or calls `should_stop()` for the first time, in the main thread only, and handed back by
-    `close()`.
+    A file `abort.txt` in the run directory, Ctrl-C, SIGTERM, SIGHUP (a closed terminal) or `request_stop`
+    make `should_stop()` true, so that the loop can save its state and return. A second Ctrl-C raises
+    KeyboardInterrupt at once. The signals keep their usual effect in functions that never look: they are
+    taken over when the function itself opens a RunContext or calls `should_stop()` for the first time, in the
+    main thread only, and handed back by `close()`.
 
     Opening a RunContext for the run that is going on (as `submit_run` has already done) returns the same
     object.
@@ -27,7 +28,7 @@ class RunContext:
     Args:
         submit_config: SubmitConfig of the run; its `run_dir` may be None (nothing is looked for then).
         max_epoch: Number of epochs to do, if known.
-        take_signals: Whether to take over Ctrl-C and SIGTERM at once; False: at the first `should_stop()`.
+        take_signals: Whether to take over Ctrl-C and the like at once; False: at the first `should_stop()`.
 
     Errors: RuntimeError when another run is going on.
     """

@@ -89,6 +89,12 @@ def run_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def make_run_dir(submit_config: SubmitConfig) -> None:
+    """Makes the directory of a new run, for the `submit_run` that follows with this configuration."""
+    _create_run_dir(submit_config)
+    submit_config.run_dir_made = True
+
+
 def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run_func_kwargs: Any) -> Any:
     """Calls a function, with the SubmitConfig of the run first, in a run directory, and returns its result.
 
@@ -99,7 +105,10 @@ def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run
         _finished.txt: Only when the function returned without having been asked to stop.
 
     With `submit_config.resume`, goes on in `submit_config.run_dir`: log.txt and run.txt are continued,
-    abort.txt and _finished.txt of the earlier start are removed.
+    abort.txt, _finished.txt and half-written files of the earlier start are removed.
+
+    Of several processes that work together, those with a `submit_config.worker` above 0 take part in the run
+    of the first one: they write nothing to `submit_config.run_dir` but a log-worker<number>.txt.
 
     Args:
         submit_config: Where to run; not changed, the function receives a completed copy.
@@ -117,31 +126,39 @@ def submit_run(submit_config: SubmitConfig, run_func_name: str | Callable, **run
     config = copy.deepcopy(submit_config)
     config.update(run_func_name=run_func_name, run_func_kwargs=EasyDict(run_func_kwargs))
     config.update(host_name=socket.gethostname(), user_name=_get_user_name())
+    if config.get('worker'):
+        if not util.is_remote_path(config.run_dir):
+            os.makedirs(config.run_dir, exist_ok=True)  # Where the chief's is not seen.
+        return _run(config, f'log-worker{config.worker}.txt')
     if config.get('resume'):
         _reopen_run_dir(config)
-    else:
+    elif not config.pop('run_dir_made', False):
         _create_run_dir(config)
     config.task_name = '-'.join(filter(None, [config.user_name, config.run_name]))
     with _only_process(config.run_dir):
-        return _run(config)
+        if config.get('resume'):
+            _remove_marks(config.run_dir)
+            if not util.is_remote_path(config.run_dir):
+                util.remove_temporaries(config.run_dir)
+        _write_records(config)
+        return _run(config, 'log.txt')
 
 
-def _run(config: SubmitConfig) -> Any:
-    if config.get('resume'):
-        _remove_marks(config.run_dir)
-    _write_records(config)
-    log = os.path.join(config.run_dir, 'log.txt')
+def _run(config: SubmitConfig, log_name: str) -> Any:
+    log = os.path.join(config.run_dir, log_name)
     with util.Logger(log, file_mode='a' if config.get('resume') else 'w') as logger:
         context = RunContext(config, take_signals=False)
         try:
             if config.get('print_info'):
                 print(pprint.pformat(to_plain(config)), flush=True)
+            print(f'Run directory: {config.run_dir}')
             print(f'dnnlib: Running {config.run_func_name}() on {config.host_name}...')
             result = util.call_func_by_name(config, func_name=config.run_func_name, **config.run_func_kwargs)
             spent = util.format_time(context.get_time_since_start())
             if context.stop_reason is None:
                 print(f'dnnlib: Finished {config.run_func_name}() in {spent}.')
-                _write(config.run_dir, '_finished.txt', f'{_now()}\n')
+                if not config.get('worker'):
+                    _write(config.run_dir, '_finished.txt', f'{_now()}\n')
             else:
                 print(f'dnnlib: Stopped {config.run_func_name}() after {spent}: {context.stop_reason}.')
         except BaseException:

@@ -10,9 +10,11 @@ numbers, and hand them to `autosummary_moments` outside. Sums of these numbers o
 rounds are valid moments too.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,17 +138,42 @@ def finalize_autosummaries() -> None:
 class FileWriter:
     """Writes one run's TensorBoard event file. A thin wrapper of tf.summary.create_file_writer.
 
+    Where the file cannot be written any more (disk full), a warning says so and nothing is raised; the next
+    `flush` tries again with another file.
+
     Args:
-        run_dir: Directory of the event file; made if missing. Remote paths (gs://…) work.
+        run_dir: Directory of the event file; made if missing. Remote paths (gs://…) work. None: no file.
+
+    Raises: UserError where no file can be made there.
     """
 
-    def __init__(self, run_dir: str | os.PathLike):
-        self._writer = tf.summary.create_file_writer(os.fspath(run_dir))
+    def __init__(self, run_dir: str | os.PathLike | None):
+        self._run_dir = None if run_dir is None else os.fspath(run_dir)
+        self._writer = None
+        try:
+            if self._run_dir is not None:
+                self._writer = tf.summary.create_file_writer(self._run_dir)
+        except tf.errors.OpError as error:
+            raise UserError(f'{self._run_dir}: TensorBoard events cannot be written '
+                            f'({_reason(error)})') from error
         self._charts: set[str] = set()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The writer as the default one; without a file, what is written is dropped."""
+        if self._writer is None:
+            yield
+            return
+        try:
+            with self._writer.as_default():
+                yield
+        except tf.errors.OpError as error:
+            self._writer = None     # The file may end within a record now.
+            print(f'Warning: cannot write TensorBoard events, going on without them ({_reason(error)})')
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes {tag: value} at a step."""
-        with self._writer.as_default():
+        with self._writing():
             for tag, value in scalars.items():
                 tf.summary.scalar(tag, value, step=step)
 
@@ -160,7 +187,7 @@ class FileWriter:
             raise UserError(f'FileWriter.add_images: received {images.dtype} {list(images.shape)}, '
                             'expected uint8 [N, H, W, C] or [H, W, C] with 1, 3 or 4 channels')
         images = images.reshape(-1, *images.shape[-3:])
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.image(tag, images, step=step, max_outputs=len(images))
 
     add_image = add_images
@@ -169,7 +196,7 @@ class FileWriter:
         """Writes Markdown text. A dictionary (hyperparameters, possibly nested) becomes a table."""
         if isinstance(text, Mapping):
             text = markdown_table(text)
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.text(tag, text, step=step)
 
     def add_margin_charts(self, names: Iterable[str]) -> None:
@@ -181,17 +208,29 @@ class FileWriter:
         if charts == self._charts:
             return
         self._charts = charts
-        with self._writer.as_default():
+        with self._writing():
             summary = custom_scalar_summary.pb(_chart_layout(self._charts))
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
 
     def flush(self) -> None:
         """Puts everything written so far on the disk."""
-        self._writer.flush()
+        if self._writer is not None:
+            with self._writing():
+                self._writer.flush()
+        elif self._run_dir is not None:
+            with contextlib.suppress(tf.errors.OpError):    # A warning has been given.
+                self._writer, self._charts = tf.summary.create_file_writer(self._run_dir), set()
 
     def close(self) -> None:
         """Flushes and closes the file. Nothing can be written afterwards."""
-        self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(tf.errors.OpError):    # What `flush` has put on the disk stays there.
+                self._writer.close()
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """The first line of an error's message, without the operation."""
+    return re.sub(r'\{\{.*?\}\} ?', '', error.message.splitlines()[0])
 
 
 def save_summaries(file_writer: FileWriter, global_step: int | None = None) -> dict[str, float]:
