@@ -35,13 +35,14 @@ EXAMPLES = [
     '--freeze-mapping',
 ]
 
-# What may change when a run goes on, besides where its data lies: it has no influence on the steps to come.
-# Of the hooks into the loop this holds until one of them goes back to a snapshot. A new one starts afresh,
-# and what the checkpoint holds of one that is gone, or was at another place of the list, is left there.
+# What may change when a run goes on, besides where its data lies: it has no influence on the steps to come
+# but for the last digits. Of the hooks into the loop this holds until one of them goes back to a snapshot. A
+# new one starts afresh, and what the checkpoint holds of one that is gone, or was at another place of the
+# list, is left there.
 CHANGEABLE = ('total_kimg', 'image_snapshot_ticks', 'network_snapshot_ticks', 'keep_snapshots',
               'metric_arg_list', 'hook_args', 'weights_dir', 'data_dir', 'dataset_args.dataset',
-              'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy', 'G_args.recompute',
-              'D_args.recompute')
+              'dataset_args.label_file', 'dataset_args.skip_bad', 'strategy', 'allow_tf32',
+              'G_args.recompute', 'D_args.recompute')
 
 MAX_GRID = 1 << 16      # Images of a snapshot.
 
@@ -124,6 +125,8 @@ def make_parser() -> flags.Parser:
     add('resolution', flags.positive_int, 'resolution to train at (default: that of the data)')
     add('strategy', help='auto, none, mirrored or multiworker (default: auto)', choices=[
         'auto', 'none', 'mirrored', 'multiworker'])
+    add('allow-tf32', bool, 'TensorFloat-32 on GPUs that have it: faster convolutions, with 10 of the 23 bits'
+                            ' of what is multiplied (default: false)')
     flags.add_custom_ops_flag(parser)
     add('dry-run', bool, 'print the configuration as JSON and stop', default=False)
     return parser
@@ -147,6 +150,7 @@ def flag_changes(args: Any, config: dict[str, Any]) -> dict[str, Any]:
         'seed': args.seed,
         'num_gpus': args.num_gpus,
         'strategy': args.strategy,
+        'allow_tf32': args.allow_tf32,
         'sched_args': _schedule_changes(args, config['sched_args']),
         'grid_args': {'size': _grid_size(args.grid)},
         'G_args': {**fmaps, **_latent_changes(args, config['G_args']),

@@ -302,7 +302,7 @@ class FakesTest(tf.test.TestCase):
         """Two replicas give what one gives, to the bit."""
         code = '''
 import numpy as np, tensorflow as tf
-from training.trainer import make_strategy
+from training.strategies import make_strategy
 strategy = make_strategy(2)
 from dnnlib import tflib
 from metrics.evaluation import Evaluation

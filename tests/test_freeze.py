@@ -18,7 +18,7 @@ from dnnlib.util import UserError
 from tests import test_trainer, testutil
 from tests import training_testutil as util
 from tests.test_train_cli import dry_run
-from training import loss, trainer
+from training import loss, strategies, trainer
 from training.freeze import frozen_names
 from training.training_loop import check_arguments
 
@@ -41,7 +41,7 @@ def train_steps(subject: trainer.Trainer, steps=(0, 1)) -> dict[str, np.ndarray]
 
 def save_two_replicas(path: str) -> None:
     """The variables after step 1 on two replicas."""
-    np.savez(path, **train_steps(test_trainer.make_trainer(trainer.make_strategy(2), **FROZEN), [1]))
+    np.savez(path, **train_steps(test_trainer.make_trainer(strategies.make_strategy(2), **FROZEN), [1]))
 
 
 class NamesTest(parameterized.TestCase, tf.test.TestCase):

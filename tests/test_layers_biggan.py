@@ -293,7 +293,7 @@ class InitialValuesTest(tf.test.TestCase):
 # Half of the batch on each of two devices, and the whole of it on one.
 SCRIPT = textwrap.dedent('''
     import numpy as np, tensorflow as tf
-    from training.trainer import make_strategy
+    from training.strategies import make_strategy
     strategy = make_strategy(2)
     from training.context import StepContext
     from training.networks_biggan import D_biggan, G_biggan

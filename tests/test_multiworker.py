@@ -18,7 +18,7 @@ from dnnlib.util import UserError
 from tests import testutil
 from tests import training_testutil as util
 from tests.test_trainer import make_images, make_trainer, state_of
-from training import dataset, strategies, trainer
+from training import dataset, strategies
 from training.checkpoint import has_checkpoint
 
 MINIBATCH, MINIBATCH_GPU, STEPS = 8, 2, (1, 2)
@@ -32,7 +32,7 @@ def make_set(path: str) -> dataset.Dataset:
 
 def run_worker(folder: str, index: int) -> None:
     """One of the workers, or (None) a run without any; saves what it read and all variables."""
-    subject = make_trainer(trainer.make_strategy(1, 'auto'), G_reg_interval=9, D_reg_interval=9)
+    subject = make_trainer(strategies.make_strategy(1, 'auto'), G_reg_interval=9, D_reg_interval=9)
     found = make_set(os.path.join(folder, f'set{index}.npz'))
     batches = found.minibatches(16, MINIBATCH, mirror_augment=True, shard=subject.reader)
     read = []

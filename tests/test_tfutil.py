@@ -215,14 +215,16 @@ class InitTest(tf.test.TestCase):
                 "    if not os.fork():\n"
                 "        tfutil.init_tf({'rnd.np_random_seed': seed,\n"
                 "                        'graph_options.place_pruned_graph': True})\n"
-                "        print(np.random.rand(), float(tf.random.uniform([])), flush=True)\n"
+                "        print(np.random.rand(), float(tf.random.uniform([])),\n"
+                "              int(tf.config.experimental.tensor_float_32_execution_enabled()), flush=True)\n"
                 "        os._exit(0)\n"
                 "    os.wait()")
         numbers = self.run_python(code)
-        self.assertLen(numbers, 6)
-        self.assertEqual(numbers[:2], numbers[2:4])
-        self.assertNotEqual(numbers[0], numbers[4])
-        self.assertNotEqual(numbers[1], numbers[5])
+        self.assertLen(numbers, 9)
+        self.assertEqual(numbers[:2], numbers[3:5])
+        self.assertNotEqual(numbers[0], numbers[6])
+        self.assertNotEqual(numbers[1], numbers[7])
+        self.assertEqual([float(number) for number in numbers[2::3]], [0, 0, 0])
 
     def test_only_the_first_call_acts(self):
         tfutil.init_tf()

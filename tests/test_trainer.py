@@ -15,7 +15,7 @@ from dnnlib import tflib
 from dnnlib.util import UserError
 from tests import testutil
 from tests.test_training_replay import Replay, check_variables
-from training import loss, trainer
+from training import loss, strategies, trainer
 from training.datasets.base import one_hot
 from training.growing import Stage
 
@@ -40,7 +40,7 @@ def make_trainer(strategy=None, D_args=None, D_loss_args=None, **kwargs) -> trai
 
     With epsilon 1 Adam is smooth: rounding cannot turn the sign of a step, as it does at the usual epsilon.
     """
-    strategy = strategy or trainer.make_strategy(1)
+    strategy = strategy or strategies.make_strategy(1)
     keras.utils.set_random_seed(1)
     kwargs = {
         'G_opt_args': dict(epsilon=1.0),
@@ -77,7 +77,7 @@ def summed(reports: list[dict]) -> dict[str, np.ndarray]:
 
 def save_run(path: str, num_gpus: int) -> None:
     """Runs a few steps on one or two replicas and saves all variables and reports."""
-    subject = make_trainer(trainer.make_strategy(num_gpus))
+    subject = make_trainer(strategies.make_strategy(num_gpus))
     arrays = {f'initial/{name}': value for name, value in state_of(subject).items()}
     for step, size in enumerate(STEP_SIZES):
         images, labels = make_images(size, step)
@@ -330,7 +330,7 @@ class GoldenTest(parameterized.TestCase, tf.test.TestCase):
         opt_args = {key: meta[key] for key in ('beta1', 'beta2', 'epsilon')}
         losses = [(getattr(loss, name), kwargs) for name, kwargs in replay.losses.values()]
         subject = trainer.Trainer(
-            trainer.make_strategy(1), *networks, *losses[0], *losses[1], G_opt_args=opt_args,
+            strategies.make_strategy(1), *networks, *losses[0], *losses[1], G_opt_args=opt_args,
             D_opt_args=opt_args, lazy_regularization=replay.lazy, G_reg_interval=meta.get('G_reg_interval'),
             D_reg_interval=meta.get('D_reg_interval'), D_first=replay.D_first)
         draws = {'G': 'g', 'G_reg': 'pl', 'D': 'd', 'D_reg': None}
@@ -408,7 +408,7 @@ class GrowingTest(tf.test.TestCase):
         shape = dict(num_channels=3, resolution=16, fmap_base=32, fmap_max=8)
         G = tflib.Network('G', 'training.networks_progan.G_paper', **shape)
         D = tflib.Network('D', 'training.networks_progan.D_paper', **shape)
-        self.subject = trainer.Trainer(trainer.make_strategy(1), G.layer, D.layer, G.clone('Gs').layer,
+        self.subject = trainer.Trainer(strategies.make_strategy(1), G.layer, D.layer, G.clone('Gs').layer,
                                        G_loss, {}, D_loss, {}, lazy_regularization=False)
 
     def step(self, number, lod, minibatch_gpu=4):

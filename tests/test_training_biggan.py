@@ -12,7 +12,7 @@ import tensorflow as tf
 from dnnlib import tflib
 from tests import biggan_testutil as biggan
 from tests import testutil
-from training import context, loss, trainer
+from training import context, loss, strategies, trainer
 from training.hooks import Run, UpdateHook
 from training.monitors import SpectralMonitor
 from training.networks_biggan import G_biggan
@@ -35,7 +35,7 @@ def make_images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def make_trainer(strategy=None, epsilon: float = 1.0, **kwargs) -> trainer.Trainer:
     """A trainer of small networks, the same one at each call. With epsilon 1 a step of Adam is smooth."""
-    strategy = strategy or trainer.make_strategy(1)
+    strategy = strategy or strategies.make_strategy(1)
     keras.utils.set_random_seed(1)
     opt_args = dict(beta1=0.0, beta2=0.999, epsilon=epsilon)
     kwargs = dict(G_opt_args=opt_args, D_opt_args=opt_args, label_classes=np.arange(3), D_first=True,
@@ -67,8 +67,8 @@ class GoldenLoopTest(tf.test.TestCase):
         Gs = biggan.fill(G_biggan(**biggan.generator_args(a), name='Gs'), 'G', biggan.below(a, 'G'), config)
         opt_args = dict(beta1=0.0, beta2=0.999, epsilon=config['adam_eps'], epsilon_form='pytorch')
         subject = trainer.Trainer(
-            trainer.make_strategy(1), G, D, Gs, loss.G_hinge, {}, loss.D_hinge_joint, {}, G_opt_args=opt_args,
-            D_opt_args=opt_args, lazy_regularization=False, D_first=True, D_repeats=config['num_D_steps'],
+            strategies.make_strategy(1), G, D, Gs, loss.G_hinge, {}, loss.D_hinge_joint, {},
+            G_opt_args=opt_args, D_opt_args=opt_args, lazy_regularization=False, D_first=True, D_repeats=config['num_D_steps'],
             G_update_args=[ORTHOGONAL | dict(strength=config['G_ortho'], form='half')],
             ema_start=config['ema_start'], ema_after='G', ema_all=True)
         testutil.run_eagerly(self)
@@ -233,7 +233,7 @@ def sample_by_sample(ctx, shape, dtype=tf.float32, integers: int | None = None) 
 def save_replicas(path: str, num_gpus: int) -> None:
     """Two steps on a minibatch of eight, all at once over one or two replicas; saves all variables and what
     hooks make of weights."""
-    strategy = trainer.make_strategy(num_gpus)
+    strategy = strategies.make_strategy(num_gpus)
     with mock.patch.object(context.StepContext, 'normal', sample_by_sample), \
             mock.patch.object(context.StepContext, 'integers',
                               lambda self, shape, low, high: sample_by_sample(self, shape, integers=high)):

@@ -21,7 +21,8 @@ from training.configs import growing_configs
 from training.dataset import load_dataset
 from training.growing import Stage
 from training.optimizer import Optimizer
-from training.trainer import Trainer, make_strategy
+from training.strategies import make_strategy
+from training.trainer import Trainer
 from training.training_loop import check_arguments
 
 # Configs without labels: their G has no mapping network, or their loss does not look at labels.

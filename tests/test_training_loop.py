@@ -216,7 +216,9 @@ class RunDirectoryTest(util.RunTest):
         source = self.run_dir / 'network-final.pkl'
         renamed = os.path.join(self.folder(), 'network-snapshot-000007.pkl')
         os.link(source, renamed)
-        progress = util.train(self.result_dir, resume_pkl=renamed, total_kimg=7)
+        has_tf32 = tf.config.experimental.tensor_float_32_execution_enabled
+        progress = util.train(self.result_dir, resume_pkl=renamed, total_kimg=7, allow_tf32=True)
+        self.assertTrue(has_tf32())
         self.assertEqual((progress.nimg, progress.step), (7000, 0))
         self.assertEqual(
             (pathlib.Path(progress.run_dir) / 'network-final.pkl').read_bytes(), source.read_bytes()
@@ -224,6 +226,7 @@ class RunDirectoryTest(util.RunTest):
         with mock.patch.object(training_loop, 'Trainer', wraps=training_loop.Trainer) as made:
             progress = util.train(self.result_dir, resume_pkl=renamed, resume_kimg=0.5, total_kimg=0.5,
                                   ema_start=1000)
+        self.assertFalse(has_tf32())
         self.assertEqual(progress.nimg, 500)
         self.assertEqual(made.call_args.kwargs['ema_start'], 0)     # The average of the snapshot goes on.
 

@@ -41,9 +41,8 @@ from training.optimizer import Optimizer
 from training.phases import Phase, discriminator_parts, generator_parts
 from training.replica import local_assign, local_handle, local_read, unwrap
 from training.schedule import lazy_regularization
-from training.strategies import is_multiworker, make_strategy
 
-__all__ = ['Phase', 'Trainer', 'is_multiworker', 'make_strategy']
+__all__ = ['Phase', 'Trainer']
 
 # State variables, by the last part of their names, that every forward pass moves on; see above.
 SEQUENTIAL_STATE = ('u', 'v', 'moving_mean', 'moving_variance')

@@ -80,7 +80,8 @@ def training_loop(
     resume_kimg: float | None = None,       # Progress to start from. None = as resume_pkl is named, or 0.
     seed: int = 1000,                       # Of initial weights, data order and all random numbers.
     num_gpus: int = 1,                      # Number of replicas.
-    strategy: str = 'auto',                 # See training.trainer.make_strategy.
+    strategy: str = 'auto',                 # See training.strategies.make_strategy.
+    allow_tf32: bool = False,               # TensorFloat-32 on GPUs that have it?
     G_freeze: list | None = None,           # What of G is not trained: names, see training.freeze.
     D_freeze: list | int | None = None,     # ... of D: names, or a number of its highest resolutions.
 ) -> EasyDict:
@@ -96,6 +97,7 @@ def training_loop(
     is_chief = not submit_config.get('worker')      # The other workers compute the same, and write nothing.
     distribution = make_strategy(num_gpus, strategy)
     tflib.init_tf()
+    tf.config.experimental.enable_tensor_float_32_execution(allow_tf32)
     keras.utils.set_random_seed(seed % 2 ** 32)
     training_set = opened_dataset(data_dir=data_dir, seed=seed, **(dataset_args or {}))
     describe(training_set)

@@ -31,17 +31,19 @@ _DEFAULT_CONFIG = {
     'rnd.tf_random_seed': 'auto',      # Seed of TensorFlow's. 'auto' = drawn from numpy's. None = leave it.
     'env.TF_CPP_MIN_LOG_LEVEL': '1',   # 0 = print everything, 1 = warnings and errors, 2 = errors.
     'gpu_options.allow_growth': True,  # Take GPU memory as it is needed instead of all at once.
+    'gpu_options.allow_tf32': False,   # TensorFloat-32: multiply with 10 of the 23 bits, where GPUs can.
 }
 
 _initialized = False
 
 
 def init_tf(config_dict: Mapping[str, Any] | None = None) -> None:
-    """Prepares TensorFlow: random seeds, GPU memory growth, log level. Only the first call acts.
+    """Prepares TensorFlow: random seeds, memory and precision of GPUs, log level. Only the first call acts.
 
     Args:
         config_dict: Overrides of the official option names. `rnd.np_random_seed`, `rnd.tf_random_seed`,
-            `env.<VARIABLE>` and `gpu_options.allow_growth` act; options of a session have no effect.
+            `env.<VARIABLE>`, `gpu_options.allow_growth` and `gpu_options.allow_tf32` act; options of a
+            session have no effect.
     """
     global _initialized
     if _initialized:
@@ -63,6 +65,7 @@ def init_tf(config_dict: Mapping[str, Any] | None = None) -> None:
                 tf.config.experimental.set_memory_growth(gpu, True)
             except RuntimeError:
                 break  # The GPUs are in use already, with the memory policy that their first user chose.
+    tf.config.experimental.enable_tensor_float_32_execution(config['gpu_options.allow_tf32'])
     _initialized = True
 
 
