@@ -68,7 +68,8 @@ class GoldenLoopTest(tf.test.TestCase):
         opt_args = dict(beta1=0.0, beta2=0.999, epsilon=config['adam_eps'], epsilon_form='pytorch')
         subject = trainer.Trainer(
             strategies.make_strategy(1), G, D, Gs, loss.G_hinge, {}, loss.D_hinge_joint, {},
-            G_opt_args=opt_args, D_opt_args=opt_args, lazy_regularization=False, D_first=True, D_repeats=config['num_D_steps'],
+            G_opt_args=opt_args, D_opt_args=opt_args, lazy_regularization=False, D_first=True,
+            D_repeats=config['num_D_steps'],
             G_update_args=[ORTHOGONAL | dict(strength=config['G_ortho'], form='half')],
             ema_start=config['ema_start'], ema_after='G', ema_all=True)
         testutil.run_eagerly(self)
