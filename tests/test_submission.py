@@ -423,9 +423,12 @@ class RunContextTest(SubmissionTestCase):
         thread.join()
         self.assertEqual(results, [(False, before)])
 
-    def start(self, function):
-        """Starts a process with a run that prints 'ready' and then works; returns it once it is ready."""
-        code = textwrap.dedent('''
+    def start(self, function, hangup='SIG_DFL'):
+        """Starts a process with a run that prints 'ready' and then works; returns it once it is ready.
+
+        hangup: what it does at SIGHUP when it starts, whatever these tests do.
+        """
+        code = f'import signal; signal.signal(signal.SIGHUP, signal.{hangup})' + textwrap.dedent('''
             import os, sys, time
             import dnnlib
             sys.path.insert(0, sys.argv[1])
@@ -476,6 +479,15 @@ class RunContextTest(SubmissionTestCase):
         self.assertIn('saved\n', log)
         self.assertIn('\ndnnlib: Stopped the_run.run() after', log)
         self.assertIn('SIGHUP', log)
+
+    def test_closed_terminal_under_nohup(self):
+        process = self.start(self.POLLING, hangup='SIG_IGN')
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        log = self.read('00000', 'log.txt')
+        self.assertIn('SIGTERM', log)
+        self.assertNotIn('SIGHUP', log)
 
     def test_abort_txt_from_outside(self):
         process = self.start(self.POLLING)
