@@ -58,6 +58,15 @@ def compiled_ops(impl: str, dtype: tf.DType, faster: bool) -> types.ModuleType |
     return build.load_library() if faster else None
 
 
+def host_constant(value) -> tf.Tensor:
+    """A float64 constant in host memory, where the compiled operations want their parameters.
+
+    Left to itself TensorFlow puts it on the GPU, and each call would wait for its copy to come back.
+    """
+    with tf.device('CPU:0'):
+        return tf.constant(value, tf.float64)
+
+
 def in_xla() -> bool:
     """Whether the function being traced is compiled by XLA, which knows no operations of others.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.dispatch import compiled_ops
+from custom_ops.dispatch import compiled_ops, host_constant
 from custom_ops.fused_bias_act import activation_funcs, find_activation, float32_value, fused_bias_act
 from custom_ops.upfirdn_2d import fits_compiled, upfirdn_2d
 from dnnlib.util import UserError
@@ -139,8 +139,8 @@ class _Compiled:
     def _call(self, op, tensors: list, dtype: tf.DType, **options):
         """Calls a compiled operation; tensors[0] comes before k. None = empty."""
         tensors = [tf.constant([], dtype) if value is None else value for value in tensors]
-        return op(tensors[0], tf.constant(self.k, tf.float64), *tensors[1:],
-                  tf.constant(self.constants, tf.float64), **self.options, **options)
+        return op(tensors[0], host_constant(self.k), *tensors[1:], host_constant(self.constants),
+                  **self.options, **options)
 
     def forward(self, inputs: _Inputs, ref: tf.Tensor | None = None) -> tf.Tensor:
         """The operation; with `ref`, an output of it, the derivative of the activation there is a factor."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.dispatch import compiled_ops, default_mode, has_gpu
+from custom_ops.dispatch import compiled_ops, default_mode, has_gpu, host_constant
 from dnnlib.util import UserError
 
 # In graphs on a CPU, TensorFlow makes one operation of these and the bias and activation that follow.
@@ -144,7 +144,7 @@ class _Compiled:
             act=self.row.cuda_idx, grad=grad)
 
     def _constants(self):
-        return tf.constant([float32_value(self.alpha or 0), self.gain], tf.float64)
+        return host_constant([float32_value(self.alpha or 0), self.gain])
 
     def _bias_sum(self, x):
         return tf.reduce_sum(x, axis=[i for i in range(x.shape.rank) if i != self.axis])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from custom_ops.dispatch import check_impl, compiled_ops, has_gpu, in_xla
+from custom_ops.dispatch import check_impl, compiled_ops, has_gpu, host_constant, in_xla
 from dnnlib.util import UserError
 
 # With so few channels (images) a dense convolution beats a depthwise one, which vectorizes over channels.
@@ -202,7 +202,7 @@ def _compute_compiled(ops, x: tf.Tensor, k: np.ndarray, up: tuple, down: tuple, 
     """The same by the compiled operation."""
     (pady0, pady1), (padx0, padx1) = pads
     return ops.stylegan_up_fir_dn2d(
-        x, tf.constant(k, tf.float64), upx=up[1], upy=up[0], downx=down[1], downy=down[0],
+        x, host_constant(k), upx=up[1], upy=up[0], downx=down[1], downy=down[0],
         padx0=padx0, padx1=padx1, pady0=pady0, pady1=pady1)
 
 

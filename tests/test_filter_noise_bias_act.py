@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from custom_ops import activation_funcs, build, filter_noise_bias_act
+from custom_ops import activation_funcs, build, filter_noise_bias_act, fused_bias_act, upfirdn_2d
 from custom_ops.upfirdn_2d import setup_kernel
 from dnnlib.util import UserError
 from tests import testutil
@@ -157,6 +157,13 @@ class FilterNoiseBiasActTest(parameterized.TestCase, tf.test.TestCase):
                 for value, result in zip(empty, results, strict=True):
                     self.assertAllEqual(result, np.zeros(value.shape))
 
+    def test_no_channels(self):
+        for filtered in (False, True):
+            tensors, options = make_inputs([2, 5, 5, 0], filtered)
+            for values in derivatives(tensors, 1, 'float32', act='lrelu', impl='custom', **options):
+                for value in values:
+                    self.assertAllEqual(value, np.zeros(value.shape))
+
     def test_sums_are_the_same_in_every_run(self):
         tensors, options = make_inputs([4, 65, 65, 24])
         first, second = [derivatives(tensors, 1, 'float32', act='lrelu', impl='custom', **options)[1]
@@ -187,6 +194,27 @@ class DispatchTest(tf.test.TestCase):
             self.assertEqual(self._ops(filtered=False, factor=False, noise=''), {'StyleganFusedBiasAct'})
         build.set_mode('ref')
         self.assertEqual((self._ops(), self._ops('custom')), (set(), fused))
+
+    def test_parameters_are_in_host_memory(self):
+        """On a GPU the filter and the constants would be copied back from there in every call."""
+        tensors, options = make_inputs([2, 5, 5, 4])
+        functions = (
+            functools.partial(filter_noise_bias_act, **options, act='lrelu', impl='custom'),
+            lambda x, b, **_: fused_bias_act(upfirdn_2d(x, TAPS, impl='custom'), b, axis=3, act='lrelu',
+                                             impl='custom'))
+        for func in functions:
+            with tf.Graph().as_default() as graph, tf.device('GPU:0'):
+                values = [tf.constant(value) for value in tensors.values()]
+                with tf.GradientTape() as tape:
+                    tape.watch(values)
+                    y = func(**dict(zip(tensors, values, strict=True)))
+                tape.gradient(y, values)
+            ops = [op for op in graph.get_operations() if op.type.startswith('Stylegan')]
+            self.assertGreaterEqual(len(ops), 2)
+            for op in ops:
+                for name, value in zip(op.op_def.input_arg, op.inputs, strict=True):
+                    host = name.name in ('k', 'constants')
+                    self.assertIn('CPU' if host else 'GPU', value.device, (op.type, name.name))
 
     def test_xla(self):
         tensors, options = make_inputs([2, 5, 5, 4])

@@ -16,6 +16,7 @@
 #define STYLEGAN_MAX_BLOCKS 0x7fffffff
 #define STYLEGAN_CHUNK (1 << 30)  // Elements per launch.
 #define STYLEGAN_TILES (1 << 26)  // Tiles per launch.
+#define STYLEGAN_MANY_TILES 2048  // As many as keep a large GPU busy.
 #endif
 
 namespace stylegan {

@@ -60,11 +60,12 @@ class ChannelEpilogue {
     if (has_bias_) bias_ = Items::load(static_cast<const T*>(e.bias), item);
   }
 
-  // Of a pixel of the image, to be loaded before it is needed. ref is not: it would take registers that only
-  // second derivatives have a use for.
-  __device__ Acc load_noise(int64_t pixel) const { return noise_ ? to_acc(noise_[pixel]) : Acc(0); }
+  // Of a pixel of the image, to be loaded before it is needed; as it is stored, since to convert it is to wait
+  // for it. ref is not: it would take registers that only second derivatives have a use for.
+  __device__ T load_noise(int64_t pixel) const { return noise_ ? noise_[pixel] : T(); }
 
-  __device__ void apply(int64_t pixel, Acc noise, Acc (&v)[Items::kCount]) const {
+  __device__ void apply(int64_t pixel, T noise, Acc (&v)[Items::kCount]) const {
+    const Acc shared = to_acc(noise);
     Acc numbers[Items::kCount];
     if (has_factor_) {
       Items::unpack(factor_, numbers);
@@ -75,7 +76,7 @@ class ChannelEpilogue {
     for (int j = 0; j < Items::kCount; ++j) numbers[j] = Acc(0);
     if (has_bias_) Items::unpack(bias_, numbers);
 #pragma unroll
-    for (int j = 0; j < Items::kCount; ++j) v[j] += noise + numbers[j];
+    for (int j = 0; j < Items::kCount; ++j) v[j] += shared + numbers[j];
     if (!derivative_) {
 #pragma unroll
       for (int j = 0; j < Items::kCount; ++j) v[j] = act_.apply(v[j]);

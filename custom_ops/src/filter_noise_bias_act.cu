@@ -16,7 +16,7 @@ constexpr int kThreads = 256, kWarp = 32;
 constexpr int kUnroll = 2;          // Pixels of which a thread loads everything before it uses it.
 constexpr int kPixelsPerThread = 8;         // Without sums.
 constexpr int kMinPixelsPerThread = 16, kMaxPixelsPerThread = 512;  // With sums: fewer tiles, fewer sums.
-constexpr int64_t kManyTiles = 2048;        // As many as keep a large GPU busy.
+constexpr int64_t kManyTiles = STYLEGAN_MANY_TILES;
 constexpr int kSumColumns = 32, kSumRows = 16;  // Threads of a block that adds up the workspace.
 constexpr int kLinear = 1, kRelu = 2, kLrelu = 3;
 
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) forward_kern
     const int64_t image = tile.image * t.pixels * t.items + item;
     for (int first = row; first < tile.count; first += t.rows() * kUnroll) {
       typename Items::Raw x[kUnroll];
-      Acc noise[kUnroll];
+      T noise[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const int i = first + u * t.rows();
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kSumColumns * kSumRows) sum_kernel(const SumPa
     const Acc* from = static_cast<const Acc*>(p.from) + group * p.rows * p.columns + column;
     Acc sum(0);
     if (column < p.columns) {
-#pragma unroll 4
+#pragma unroll 8
       for (int64_t row = threadIdx.x / kSumColumns; row < p.rows; row += kSumRows) {
         sum += from[row * p.columns];
       }
@@ -380,6 +380,10 @@ const char* run_grad(const GradArgs& a, const GradLayout& l, void* stream) {
 
 template <typename T>
 const char* run(const GradArgs& a, void* stream) {
+  const int64_t all_pixels = a.major * a.pixels;
+  if (a.minor == 0) {  // Sums over no channels.
+    return a.dnoise && all_pixels > 0 ? add_up<T>(nullptr, a.dnoise, 1, 0, all_pixels, stream) : nullptr;
+  }
   const GradLayout l = GradLayout::of<T>(a);
   return l.vectors ? run_grad<T, true>(a, l, stream) : run_grad<T, false>(a, l, stream);
 }
@@ -428,10 +432,11 @@ extern "C" const char* stylegan_noise_bias_act_grad_gpu(const StyleganNoiseBiasA
   using namespace stylegan;
   const GradArgs& a = *args;
   if (a.act < kLinear || a.act > kLrelu) return "noise_bias_act_grad: act out of range";
-  if (a.act != kLinear && !a.ref && a.major * a.pixels > 0) return "noise_bias_act_grad: ref is missing";
-  if (a.dfactor && !a.x && a.major * a.pixels > 0) return "noise_bias_act_grad: x is missing";
+  const bool empty = a.major == 0 || a.pixels == 0 || a.minor == 0;
+  if (a.act != kLinear && !a.ref && !empty) return "noise_bias_act_grad: ref is missing";
+  if (a.dfactor && !a.x && !empty) return "noise_bias_act_grad: x is missing";
   if (a.major < 0 || a.pixels < 0 || a.minor < 0 || a.minor > 0x3fffffff) {
     return "noise_bias_act_grad: size out of range";
   }
-  return a.minor == 0 ? nullptr : run_dtype(a, a.dtype, stream);
+  return run_dtype(a, a.dtype, stream);
 }

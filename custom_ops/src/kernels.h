@@ -94,6 +94,7 @@ typedef struct StyleganNoiseBiasActGrad {
   double gain;
 } StyleganNoiseBiasActGrad;
 
+// For arguments that are complete but for the workspace: the alignment of the pointers counts.
 int64_t stylegan_noise_bias_act_grad_workspace(const StyleganNoiseBiasActGrad* args);
 const char* stylegan_noise_bias_act_grad_gpu(const StyleganNoiseBiasActGrad* args, void* stream);
 

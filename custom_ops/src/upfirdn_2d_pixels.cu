@@ -13,20 +13,29 @@ constexpr int kOutputRows = kDown == 1 ? 8 : 4;
 template <typename T, int kUp, bool kSeparable, bool kEpilogue>
 constexpr int kBlocks = kUp == 2 || (kSeparable && !(kEpilogue && sizeof(T) == 2)) ? 3 : 2;
 
-// What is done to a filtered vector before it is stored: nothing, or the epilogue.
+// What is done to a filtered vector before it is stored: nothing, or the epilogue. One after the other for
+// pixels below each other, of which the first is (y, x).
 template <typename T, bool kEpilogue>
 struct Follow {
-  __device__ Follow(const TileParams&, int64_t, int) {}
-  __device__ void apply(int, float (&)[Number<T>::kVector]) const {}
+  __device__ Follow(const TileParams&, int64_t, int, int, int) {}
+  __device__ void apply(const TileParams&, int, int, float (&)[Number<T>::kVector]) {}
 };
 template <typename T>
 struct Follow<T, true> {
   ChannelEpilogue<T, true> epilogue;
+  T noise;  // Of the pixel that is next: loaded while the one before is worked on.
 
-  __device__ Follow(const TileParams& p, int64_t image, int vector)
-      : epilogue(p.epilogue, image, p.out_h * p.out_w, p.minor, vector) {}
-  __device__ void apply(int pixel, float (&v)[Number<T>::kVector]) const {
-    epilogue.apply(pixel, epilogue.load_noise(pixel), v);
+  __device__ Follow(const TileParams& p, int64_t image, int vector, int y, int x)
+      : epilogue(p.epilogue, image, p.out_h * p.out_w, p.minor, vector) {
+    load_noise(p, y, x);
+  }
+  __device__ void load_noise(const TileParams& p, int y, int x) {
+    noise = y < p.out_h && x < p.out_w ? epilogue.load_noise(y * p.out_w + x) : T();
+  }
+  __device__ void apply(const TileParams& p, int y, int x, float (&v)[Number<T>::kVector]) {
+    const T of_pixel = noise;
+    load_noise(p, y + 1, x);
+    epilogue.apply(y * p.out_w + x, of_pixel, v);
   }
 };
 
@@ -62,19 +71,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kUp, kSeparable, kEpilogu
         }
       }
     }
-    wait_for_copies();
-    __syncthreads();
-
     const int first_y = (at.y * p.groups + group) * kRows - p.skip_y;  // Of the outputs.
     const int first_x = ((at.x << p.log_lanes) + lane) * kUp - p.skip_x;
     uint4* image = static_cast<uint4*>(p.y) + int64_t(at.major) * (p.out_h * p.out_w * p.minor);
     const int to = first_vector + vector;
-    const Follow<T, kEpilogue> follow(p, p.first + at.major, to < p.minor ? to : 0);
+    Follow<T, kEpilogue> follow(p, p.first + at.major, to < p.minor ? to : 0, first_y, first_x);
+    wait_for_copies();
+    __syncthreads();
+
     const auto store = [&](int y, int x, float(&sum)[kCount]) {
       if (unsigned(y) < unsigned(p.out_h) && unsigned(x) < unsigned(p.out_w) && to < p.minor) {
-        const int pixel = y * p.out_w + x;
-        follow.apply(pixel, sum);
-        image[pixel * p.minor + to] = pack(sum, T());
+        follow.apply(p, y, x, sum);
+        image[(y * p.out_w + x) * p.minor + to] = pack(sum, T());
       }
     };
     const uint4* in = tile + group * (kRows * kDown / kUp) * pitch + (lane * kDown << p.log_vectors) + vector;

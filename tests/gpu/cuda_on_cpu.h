@@ -37,6 +37,9 @@
 #ifndef STYLEGAN_TILES
 #define STYLEGAN_TILES 6
 #endif
+#ifndef STYLEGAN_MANY_TILES
+#define STYLEGAN_MANY_TILES 2
+#endif
 #ifndef STYLEGAN_MAX_BLOCKS
 #define STYLEGAN_MAX_BLOCKS 5
 #endif
