@@ -465,9 +465,7 @@ def run(args: Any) -> int:
                        'resume_run_dir': run_dir}
         print(json.dumps(to_plain({**directories, **kwargs}), indent=2))
         return 0
-    import tensorflow as tf
-
-    from training.strategies import from_chief, is_multiworker, make_strategy, worker_index
+    from training.strategies import is_multiworker, make_strategy, worker_errors, worker_index
     workers = None
     if is_multiworker(kwargs['strategy']):
         submit_config.worker = worker_index()
@@ -475,22 +473,23 @@ def run(args: Any) -> int:
     from training.training_loop import check_arguments
     check_arguments(**{**kwargs, 'resume_pkl': None if run_dir else kwargs.get('resume_pkl')},
                     run_dir=run_dir)
-    if workers is not None:     # The first one's run directory is that of all.
-        if submit_config.worker == 0 and not submit_config.get('resume'):
-            make_run_dir(submit_config)
-        submit_config.run_dir = from_chief(workers, submit_config.run_dir or '')
-    flags.use_custom_ops(args.custom_ops)  # No argument of the run: a resumed one may choose anew.
-    try:
+    with worker_errors(workers):
+        if workers is not None:
+            _share_run_dir(submit_config, workers)
+        flags.use_custom_ops(args.custom_ops)  # No argument of the run: a resumed one may choose anew.
         progress = submit_run(submit_config, 'training.training_loop.training_loop', **kwargs)
-    except tf.errors.UnavailableError as error:
-        if workers is None:
-            raise
-        reason = error.message.splitlines()[0]
-        raise UserError(f'{submit_config.run_dir}: another worker has gone ({reason}). Start all of them '
-                        'again with --resume') from error
     if progress.stop_reason is not None:
         print(f'To go on: python train.py --resume={shlex.quote(progress.run_dir)}')
     return 128 + progress.stop_signal if progress.stop_signal else 0
+
+
+def _share_run_dir(submit_config: SubmitConfig, workers: Any) -> None:
+    """Makes the chief's run directory that of all workers, once none of them has found a mistake."""
+    from training.strategies import any_worker, from_chief
+    any_worker(workers, False)      # Waits for all of them.
+    if submit_config.worker == 0 and not submit_config.resume:
+        make_run_dir(submit_config)
+    submit_config.run_dir = from_chief(workers, submit_config.run_dir or '')
 
 
 def main() -> None:

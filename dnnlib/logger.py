@@ -114,11 +114,12 @@ class _TeeStream(io.TextIOBase):
         with self._logger._lock:
             self._logger._to_file(self._filter(text))
         # The real stream is None where there is no console (pythonw, some services).
-        if self._stream is not None:
+        stream = self._stream   # Another thread may let go of it.
+        if stream is not None:
             with self._console():
-                self._stream.write(text)
+                stream.write(text)
                 if self._logger.should_flush:
-                    self._stream.flush()
+                    stream.flush()
         return len(text)
 
     @contextlib.contextmanager
@@ -165,9 +166,10 @@ class _TeeStream(io.TextIOBase):
         return '\n' if ended or start else ''
 
     def flush(self) -> None:
-        if self._stream is not None:
+        stream = self._stream
+        if stream is not None:
             with self._console():
-                self._stream.flush()
+                stream.flush()
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()

@@ -39,7 +39,7 @@ def blocks(features: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """Products of float32 with all their bits: GPUs else leave 10 of 23 by default (TensorFloat-32)."""
     enabled = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)

@@ -94,9 +94,10 @@ class MetricBase:
         self.results_list, self.details = [], {}
         self._network_name = network_name
         start = time.monotonic()
-        from .feature_rows import full_precision
-        # Images and features as the official programs have them, which are older than TensorFloat-32.
-        with full_precision(), ev.measuring(self):
+        from .feature_rows import without_tf32
+        # Images and features as the official programs have them, which are older than TensorFloat-32; path
+        # lengths multiply distances near 1e-8 by 1e8.
+        with without_tf32(), ev.measuring(self):
             self._evaluate(ev)
         self._time = time.monotonic() - start
         self.facts = ev.facts(self)

@@ -15,7 +15,6 @@ from dnnlib import tflib
 from dnnlib.util import UserError, atomic_write
 from training.context import Context
 
-from .feature_rows import full_precision
 from .metric_base import MetricBase
 
 if TYPE_CHECKING:
@@ -195,8 +194,7 @@ class PPL(MetricBase):
     def _evaluate(self, ev: 'Evaluation') -> None:
         self.check_images(ev)
         paths = _Paths(self, ev)
-        with full_precision():      # Distances near 1e-8 are multiplied by 1e8.
-            lengths = paths.lengths()
+        lengths = paths.lengths()
         lengths = np.where(np.isnan(lengths), np.inf, lengths)  # Of a generator that has diverged.
         value = mean_length(lengths)
         self._report_result(value)

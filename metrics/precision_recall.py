@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 
-from .feature_rows import blocks, check_pair, full_precision, take
+from .feature_rows import blocks, check_pair, take, without_tf32
 from .metric_base import MetricBase
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _search(samples: _Samples, others: _Samples, count: int, scale: float = 1.0,
         best = np.empty([len(index), 0], np.float32), np.empty([len(index), 0], np.int64)
         for start, b in others.blocks(BLOCK[1]):
             part = slice(start, start + len(b))
-            with full_precision():
+            with without_tf32():
                 found = _smallest(a, norms, tf.constant(b), tf.constant(other_norms[part]),
                                   tf.constant(weights[part]), tf.constant(min(count, len(b))))
             values = np.concatenate([best[0], found[0].numpy()], axis=1)

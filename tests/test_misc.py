@@ -234,7 +234,7 @@ class SnapshotGridTest(tf.test.TestCase):
         self.assertAllEqual(np.argmax(labels, axis=1), [0, 0, 3, 3, 0, 0, 3, 3])
 
     def test_bad_arguments(self):
-        with self.assertRaisesRegex(UserError, "'16k'.*8k"):
+        with self.assertRaisesRegex(UserError, "^the image grid: size is '16k'.*8k"):
             misc.setup_snapshot_image_grid(FakeTrainingSet(5), '16k')
         with self.assertRaisesRegex(UserError, "'rows'.*row_per_class"):
             misc.setup_snapshot_image_grid(FakeTrainingSet(5, 2), '2x2', 'rows')

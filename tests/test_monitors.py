@@ -364,6 +364,11 @@ class RunTest(util.RunTest):
         hook.snapshot(run, '')
         run.metrics.stopped, run.metrics.failed = False, ['pr5k3']
         hook.snapshot(run, '')
+        run.metrics.failed, run.results = ['fid5k'], {'fid5k_class_mean': 8.0}     # Not one of fid5k.
+        with mock.patch('builtins.print'):
+            KeepBest('fid5k_class').snapshot(run, '')
+        self.assertLen(saved, 1)
+        saved.clear()
         run.metrics.failed, run.is_chief, run.results = [], False, {'pr5k3_recall': 11.0}
         hook.snapshot(run, '')
         self.assertEqual(hook.best, 11.0)

@@ -109,7 +109,7 @@ class MultiWorkerTest(util.RunTest):
         stderr = processes[0].communicate(timeout=300)[1]
         processes[1].communicate()
         self.assertEqual(processes[0].returncode, 2, stderr)
-        self.assertRegex(stderr, f'train.py: error: {run_dir}: another worker has gone [^\\n]* --resume\\n$')
+        self.assertRegex(stderr, 'train.py: error: another worker has gone [^\\n]* --resume\\n$')
 
         nimg = nimg_of(run_dir)
         go_on = [*command, '--resume', f'--total-kimg={(nimg + 16) / 1000}']
@@ -121,6 +121,18 @@ class MultiWorkerTest(util.RunTest):
         self.assertEqual(nimg_of(run_dir), nimg + 16)
         log = pathlib.Path(run_dir, 'log-worker1.txt').read_text()
         self.assertIn(f'Resuming at {nimg / 1000:.1f} of', log)
+
+    @pytest.mark.slow
+    def test_mistake_of_one(self):
+        """The other one ends with one line too, and there is no run directory."""
+        result_dir = self.folder()
+        command = ['train.py', f'--result-dir={result_dir}', *util.SMALL_FLAGS, '--minibatch-gpu=4']
+        processes = start_two(command, [*command, f'--dataset={result_dir}/nothing'])
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        self.assertEqual([process.returncode for process in processes], [2, 2], errors)
+        self.assertRegex(errors[0], 'train.py: error: another worker has gone [^\\n]*\\n$')
+        self.assertRegex(errors[1], 'train.py: error: there is no data set at [^\\n]*\\n$')
+        self.assertEmpty(os.listdir(result_dir))
 
     def test_two_workers(self):
         folder = self.get_temp_dir()

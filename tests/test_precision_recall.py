@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from metrics import precision_recall
-from metrics.feature_rows import blocks, full_precision, take
+from metrics.feature_rows import blocks, take, without_tf32
 from metrics.precision_recall import PR, in_manifold, realism, squared_distances, squared_radii
 from tests import feature_testutil, testutil
 from tests.metric_testutil import ArraySource, generator, measure, random_images
@@ -166,7 +166,7 @@ class BlocksTest(tf.test.TestCase):
                 lambda *args: seen.append(enabled()) or self.smallest(*args))):
             squared_radii(np.random.RandomState(0).randn(20, 4))
         self.assertEqual((seen, enabled()), ([False], before))
-        with self.assertRaises(ZeroDivisionError), full_precision():
+        with self.assertRaises(ZeroDivisionError), without_tf32():
             raise ZeroDivisionError
         self.assertEqual(enabled(), before)
 

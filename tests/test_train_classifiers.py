@@ -300,6 +300,7 @@ class RunTest(util.RunTest):
             paths = [f'{path}/pixelart32-classifier-{name}.pkl' for path in (whole, stopped)]
             self.assertTrue(filecmp.cmp(*paths, shallow=False), name)
         self.assertEqual(*map(results_of, (whole, stopped)))
+        self.assertIn('All classifiers of this run are trained', run(f'--resume={whole}')[1])
         self.assertAllClose(*[util.scalars(path)['hatVariant/loss'] for path in (whole, stopped)])
         for flag, message in (('--lrate=0.1', 'lrate is 0.001 in the run, 0.1'),
                               ('--fmap-max=4', 'D_args is'),

@@ -86,8 +86,12 @@ def classifier_loop(
         progress.total_time = time_before + ctx.get_time_since_start()
         checkpoint.save(progress, progress.step)
 
-    print(f'Training {len(data.questions)} classifiers for {total_kimg:g} kimg each...\n' if stored is None
-          else f'Resuming at classifier {progress.index} of {len(data.questions)}...\n')
+    if stored is None:
+        print(f'Training {len(data.questions)} classifiers for {total_kimg:g} kimg each...\n')
+    elif progress.index < len(data.questions):
+        print(f'Resuming at classifier {progress.index} of {len(data.questions)}...\n')
+    else:
+        print('All classifiers of this run are trained; a longer training of them is a new run.')
     try:
         while progress.index < len(data.questions) and not ctx.should_stop():
             question = data.questions[progress.index]

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.datasets.base import EMBEDDED_NAME, Dataset, reduce_images
+from training.datasets.base import EMBEDDED_NAME, Dataset, check_reader_arguments, reduce_images
 from training.datasets.folder import ImageFolderDataset
 from training.datasets.npz import NpzDataset
 from training.datasets.prefetch import Prefetcher
@@ -35,6 +35,7 @@ def load_dataset(
     label_sampling: str = 'data',
     skip_bad: bool = False,
     channels: int | None = None,
+    **reader: Any,
 ) -> Dataset:
     """Opens a data set by its path.
 
@@ -63,9 +64,11 @@ def load_dataset(
             order takes the place of a bad one, so that a run still resumes exactly.
         channels: Of a folder or zip of images: 1 (gray), 3 (RGB) or 4 (RGBA). None: 1 if all are gray,
             else 3.
+        **reader: Official arguments about reading, see `base.check_reader_arguments`.
 
     Errors: UserError, naming the file and what is wrong with it.
     """
+    check_reader_arguments(reader)
     dataset = tfrecord_dir if dataset is None else dataset
     options = dict(resolution=resolution, max_label_size=max_label_size, max_images=max_images, seed=seed,
                    label_sampling=label_sampling)
@@ -146,7 +149,7 @@ def _list(path: str) -> tuple[bool, list[str]]:
             names = sorted(name for name in os.listdir(parent) if not name.startswith('.'))
             names = names[:10] + ['...'] * (len(names) > 10)
             there = f' {parent} holds: {", ".join(names)}.' if names else ''
-        raise UserError(f'there is no data set at {path}. Check --data-dir and --dataset.{there}')
+        raise UserError(f'there is no data set at {path}. Check the path.{there}')
     return False, []
 
 

@@ -239,11 +239,11 @@ def setup_snapshot_image_grid(training_set: GridSource, size: str = '1080p', lay
         indices = _draw(np.arange(training_set.num_images), columns * rows, rnd)
     elif layout in _CLASS_BLOCKS:
         if not training_set.label_size:
-            raise UserError(f"setup_snapshot_image_grid: layout {layout!r} needs labels and the training set "
-                            "has none; use 'random'")
+            raise UserError(f'the image grid: layout {layout!r} needs labels, and the training set has none; '
+                            "use 'random'")
         indices = _draw_by_class(_pools(training_set), columns, rows, *_CLASS_BLOCKS[layout], rnd)
     else:
-        raise UserError(f'setup_snapshot_image_grid: layout is {layout!r}, expected one of: '
+        raise UserError(f'the image grid: layout is {layout!r}, expected one of: '
                         f'{", ".join(["random", *_CLASS_BLOCKS])}')
     images, labels = training_set.read(indices)
     return (columns, rows), np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
@@ -258,8 +258,8 @@ def snapshot_grid_size(shape: Sequence[int], size: str) -> tuple[int, int]:
                      for pixels, image, low in zip(picture, (width, height), minimum, strict=True))
     match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
     if not match:
-        raise UserError(f"setup_snapshot_image_grid: size is {size!r}, expected one of: "
-                        f"{', '.join(_GRID_PICTURES)}, or columns and rows such as '8x6'")
+        raise UserError(f'the image grid: size is {size!r}, expected one of: {", ".join(_GRID_PICTURES)}, '
+                        'or columns and rows such as 8x6')
     return int(match[1]), int(match[2])
 
 

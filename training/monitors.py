@@ -19,7 +19,8 @@ from dnnlib.tflib import autosummary
 from dnnlib.util import UserError, atomic_write, gfile, is_remote_path
 from metrics.metric_defaults import FAMILIES, better_of, metric_of_result
 from training.hooks import Hook, Run, UpdateHook
-from training.layers_biggan import SpectralLayer, full_precision
+from training.layers import full_precision
+from training.layers_biggan import SpectralLayer
 from training.replica import local_assign, local_read
 from training.spectral import kept, matrix_shape, normalized_layers, power_iteration, start_vectors
 
@@ -325,9 +326,9 @@ class KeepBest(Hook):
 
     def snapshot(self, run: Run, path: str) -> None:
         results = run.metrics.results()
-        if run.metrics.stopped or self._is_of(run.metrics.failed):
-            return
         name = next((self.metric + suffix for suffix in _SUMMARIES if self.metric + suffix in results), None)
+        if run.metrics.stopped or name is None and self._is_of(run.metrics.failed):
+            return
         if name is None or not better_of(name):
             known = [name for name in results if better_of(name)]
             raise UserError(f'keep best: expected one of {", ".join(known)}. Received: {self.metric!r}')

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from dnnlib.util import UserError
 from training.hooks import UpdateHook
-from training.layers_biggan import SpectralLayer, full_precision
+from training.layers import full_precision
+from training.layers_biggan import SpectralLayer
 
 EPSILON = 1e-12     # Least norm that the iteration divides by.
 

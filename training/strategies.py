@@ -1,8 +1,11 @@
 """The devices of a run: which tf.distribute strategy it has."""
 
+import contextlib
 import functools
 import json
 import os
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -95,6 +98,19 @@ def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
         return value
     values = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(float(value)))
     return bool(strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy() > 0)
+
+
+@contextlib.contextmanager
+def worker_errors(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
+    """Makes one line of what TensorFlow says when another worker has gone; nothing else without workers."""
+    try:
+        yield
+    except tf.errors.UnavailableError as error:
+        if strategy is None:
+            raise
+        reason = re.sub(r'\{\{.*?\}\} ?', '', error.message.splitlines()[0])
+        raise UserError(f'another worker has gone ({reason}). See what it says; then start all of them '
+                        'again, a run that had begun with --resume') from error
 
 
 def _split_cpu(count: int) -> None:

@@ -213,7 +213,8 @@ def training_loop(
                     *(next(batches) for _ in range(D_repeats)), strict=True)
             except (UserError, OSError):    # The data may come back; what was learned would not.
                 save_state()
-                print(f'\nThe data cannot be read at kimg {progress.nimg / 1000:.1f}; the state is saved.')
+                saved = '; the state is saved' if is_chief else ''
+                print(f'\nThe data cannot be read at kimg {progress.nimg / 1000:.1f}{saved}.')
                 raise
             beta = G_smoothing
             if beta is None:

@@ -162,7 +162,9 @@ class FileWriter:
     def _writing(self) -> Iterator[None]:
         """The writer as the default one; without a file, what is written is dropped."""
         if self._writer is None:
-            yield
+            # A writer that has failed may have stayed TensorFlow's default one.
+            with tf.summary.record_if(False):
+                yield
             return
         try:
             with self._writer.as_default():

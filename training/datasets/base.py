@@ -20,6 +20,8 @@ LABEL_SAMPLING = ('data', 'uniform')    # See `Dataset.label_table`.
 
 _MAX_WARNINGS = 10          # Bad images that are told one by one.
 _READ_THREADS = 2           # Minibatches that are read at the same time; large images have more threads each.
+# Of the official reader, which had buffers to set.
+_READER_ARGUMENTS = ('repeat', 'shuffle_mb', 'prefetch_mb', 'buffer_mb', 'num_threads')
 _MIRROR_BLOCK = 4096        # Positions whose mirror bits come from one generator.
 _MIRROR_STREAM = 1 << 63    # Keeps the keys of mirror bits apart from the keys of epochs.
 
@@ -49,6 +51,20 @@ def check_max_label_size(value: Any) -> int | str:
         return value
     raise UserError("max_label_size must be 0 (no labels), a number of label components, 'full' or 'auto'; "
                     f'received {value!r}')
+
+
+def check_reader_arguments(arguments: dict[str, Any]) -> None:
+    """Accepts what official scripts say about reading as long as it has no effect on what is read.
+
+    Errors: UserError where another order was asked for; TypeError for other arguments.
+    """
+    for name, value in arguments.items():
+        if name not in _READER_ARGUMENTS:
+            raise TypeError(f'a data set has no argument {name!r}')
+        if name in ('repeat', 'shuffle_mb') and not value:
+            raise UserError(f'{name}={value!r} is not supported: minibatches are shuffled and have no end. '
+                            'Leave it out; images in the order of the files are given by '
+                            'Dataset.read(range(first, last))')
 
 
 def resize_flags(width: int, height: int) -> str:
@@ -332,6 +348,14 @@ class Dataset:
         images, labels = self.read(self.order(self._cursor, minibatch_size), lod)
         self._cursor += minibatch_size
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
+
+    def configure(self, minibatch_size: int, lod: int = 0) -> None:
+        """Does nothing: `get_minibatch_np` is told both. For official scripts."""
+
+    def get_minibatch_tf(self) -> None:
+        """Errors: UserError: there are no graphs to put data into."""
+        raise UserError('get_minibatch_tf belongs to TensorFlow 1; use Dataset.minibatches(0, '
+                        'minibatch_size), an iterator of arrays, or get_minibatch_np(minibatch_size)')
 
     def _epoch_order(self, epoch: int, seed: int) -> np.ndarray:
         """A permutation of all indices, a function of (seed, epoch). NumPy promises that the raw numbers of

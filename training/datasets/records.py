@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError, gfile, is_remote_path
-from training.datasets.base import Dataset, check_resolution, reduce_images
+from training.datasets.base import Dataset, check_reader_arguments, check_resolution, reduce_images
 from training.datasets.labels import check_classes
 from training.datasets.npz import check_label_rows, limit_images, name_of, read_bytes
 from training.datasets.tfrecord import ImageRecords
@@ -34,6 +34,7 @@ class TFRecordDataset(Dataset):
             file of the folder.
         max_label_size, max_images, seed, label_sampling, skip_bad: See `load_dataset`.
         verify: Checking of the images' checksums, see `record_file.RecordFile`.
+        **reader: Official arguments about reading, see `base.check_reader_arguments`.
 
     Errors: UserError, naming the file, the record and what is wrong with it.
     """
@@ -49,7 +50,9 @@ class TFRecordDataset(Dataset):
         label_sampling: str = 'data',
         skip_bad: bool = False,
         verify: bool | str = 'first',
+        **reader: Any,
     ) -> None:
+        check_reader_arguments(reader)
         self.tfrecord_dir = tfrecord_dir
         remote = is_remote_path(tfrecord_dir)
         names = sorted(gfile().listdir(tfrecord_dir) if remote else os.listdir(tfrecord_dir))
