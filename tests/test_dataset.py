@@ -137,8 +137,9 @@ class OrderTest(SmallSet):
 
     def test_official_reader(self):
         """What has no effect is accepted; what would have one is answered by what to use instead."""
-        found = dataset.load_dataset(self.set.path, repeat=True, shuffle_mb=4096, prefetch_mb=2048,
-                                     buffer_mb=256, num_threads=2)
+        found = dataset.load_dataset(self.set.path, class_name='training.dataset.TFRecordDataset',
+                                     repeat=True, shuffle_mb=4096, prefetch_mb=2048, buffer_mb=256,
+                                     num_threads=2)
         found.configure(3)
         self.assertAllEqual(found.get_minibatch_np(5)[0], self.set.get_minibatch_np(5)[0])
         for arguments in (dict(shuffle_mb=0), dict(repeat=False)):
@@ -146,6 +147,8 @@ class OrderTest(SmallSet):
                 dataset.load_dataset(self.set.path, **arguments)
             with self.assertRaisesRegex(UserError, 'is not supported'):
                 dataset.TFRecordDataset('nowhere', **arguments)
+        with self.assertRaisesRegex(UserError, "class_name='my.Dataset' is not supported"):
+            dataset.load_dataset(self.set.path, class_name='my.Dataset')
         with self.assertRaisesRegex(TypeError, "'max_image'"):
             dataset.load_dataset(self.set.path, max_image=3)
         with self.assertRaisesRegex(UserError, r'use Dataset\.minibatches\('):

@@ -21,7 +21,7 @@ LABEL_SAMPLING = ('data', 'uniform')    # See `Dataset.label_table`.
 _MAX_WARNINGS = 10          # Bad images that are told one by one.
 _READ_THREADS = 2           # Minibatches that are read at the same time; large images have more threads each.
 # Of the official reader, which had buffers to set.
-_READER_ARGUMENTS = ('repeat', 'shuffle_mb', 'prefetch_mb', 'buffer_mb', 'num_threads')
+_READER_ARGUMENTS = ('class_name', 'repeat', 'shuffle_mb', 'prefetch_mb', 'buffer_mb', 'num_threads')
 _MIRROR_BLOCK = 4096        # Positions whose mirror bits come from one generator.
 _MIRROR_STREAM = 1 << 63    # Keeps the keys of mirror bits apart from the keys of epochs.
 
@@ -56,7 +56,7 @@ def check_max_label_size(value: Any) -> int | str:
 def check_reader_arguments(arguments: dict[str, Any]) -> None:
     """Accepts what official scripts say about reading as long as it has no effect on what is read.
 
-    Errors: UserError where another order was asked for; TypeError for other arguments.
+    Errors: UserError where another order or class was asked for; TypeError for other arguments.
     """
     for name, value in arguments.items():
         if name not in _READER_ARGUMENTS:
@@ -65,6 +65,9 @@ def check_reader_arguments(arguments: dict[str, Any]) -> None:
             raise UserError(f'{name}={value!r} is not supported: minibatches are shuffled and have no end. '
                             'Leave it out; images in the order of the files are given by '
                             'Dataset.read(range(first, last))')
+        if name == 'class_name' and value not in (None, 'training.dataset.TFRecordDataset'):
+            raise UserError(f'class_name={value!r} is not supported: what lies at the path decides how it is '
+                            'read. Leave it out, or make a Dataset of your own')
 
 
 def resize_flags(width: int, height: int) -> str:
